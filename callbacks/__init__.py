@@ -1,0 +1,7 @@
+"""Lightning callbacks. They know nothing of each other; each is usable with any Trainer."""
+
+from megalit.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from megalit.callbacks.progress import Progress
+from megalit.callbacks.scaling_law import ScalingLaw
+
+__all__ = ["AtomicCheckpointIO", "Checkpoint", "Progress", "ScalingLaw"]

@@ -1,0 +1,135 @@
+"""Scaling-law logging: one record file per run, written at each validation and at the end."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from megalit.errors import UserError
+from megalit.scaling.records import CurvePoint, RunRecord, bits_per_byte, environment
+
+
+class ScalingLaw(lightning.Callback):
+    """Keeps the curves of a run and writes its record (:mod:`megalit.scaling.records`).
+
+    The curves travel in the checkpoint, so an interrupted run's record reads as if it had not been.
+
+    Args:
+        every_n_steps: optimizer steps between points of the training curve; each is the mean since
+            the one before.
+
+    Raises:
+        UserError: a distance below 1.
+    """
+
+    def __init__(self, every_n_steps: int = 10) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"record.every_n_steps is {every_n_steps}: choose at least 1")
+        self.every_n_steps = every_n_steps
+        self.config: dict[str, Any] = {}
+        self._training: list[CurvePoint] = []
+        self._validation: list[CurvePoint] = []
+        self._pending: list[torch.Tensor] = []
+        self._earlier_seconds = 0.0
+        self._began = time.monotonic()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._began = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._pending.append(outputs["loss"])
+        if trainer.global_step % self.every_n_steps == 0 or batch_idx + 1 == trainer.num_training_batches:
+            mean = float(torch.stack(self._pending).mean())
+            self._pending.clear()
+            self._training.append(CurvePoint(trainer.global_step, self._tokens(trainer), {"train": mean}))
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        prefix = "validation/"
+        losses = {
+            name.removeprefix(prefix): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(prefix)
+        }
+        self._add(CurvePoint(trainer.global_step, self._tokens(trainer), losses))
+        self.write(trainer, pl_module)
+
+    def finish(self, trainer: lightning.Trainer, model: Any, losses: dict[str, float]) -> RunRecord:
+        """Write the record of a run that is over, with the losses of its last weights."""
+        plan = trainer.datamodule.plan  # type: ignore[attr-defined]
+        self._add(CurvePoint(plan.steps, plan.tokens, losses))
+        return self.write(trainer, model, finished=True)
+
+    def write(self, trainer: lightning.Trainer, model: Any, finished: bool = False) -> RunRecord:
+        """Write ``record.json`` into the run folder (on the first rank) and return the record."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        plan = data.plan
+        steps = plan.steps if finished else trainer.global_step
+        seen = steps / plan.steps
+        total, inner = model.parameter_counts()
+        latest = self._validation[-1].losses if self._validation else {}
+        record = RunRecord(
+            status="finished" if finished else "running",
+            config=self.config,
+            parameters={"total": total, "non_embedding": inner},
+            plan=plan.to_json(),
+            tokens_seen={s.name: round(s.windows * seen) * plan.context_length for s in plan.streams},
+            epochs={s.name: s.epochs * seen for s in plan.streams},
+            unique_real_tokens=plan.unique_real_tokens,
+            synthetic_share=plan.synthetic_share,
+            flops=model.flops_per_token(plan.context_length) * plan.tokens * seen,
+            losses={
+                suite: {
+                    "nats_per_token": loss,
+                    "bits_per_byte": bits_per_byte(loss, data.suites[suite].targets, data.suite_bytes[suite]),
+                }
+                for suite, loss in latest.items()
+            },
+            wall_seconds=self._seconds(),
+            environment=environment(_devices(trainer)),
+            seeds={"model": model.seed or 0, "data": data.seed or 0},
+            steps=steps,
+            training_curve=self._training,
+            validation_curve=self._validation,
+        )
+        if trainer.is_global_zero:
+            record.write(Path(trainer.default_root_dir))
+        return record
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "training": [vars(point) for point in self._training],
+            "validation": [vars(point) for point in self._validation],
+            "pending": [float(loss) for loss in self._pending],
+            "seconds": self._seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._training = [CurvePoint(**point) for point in state_dict["training"]]
+        self._validation = [CurvePoint(**point) for point in state_dict["validation"]]
+        self._pending = [torch.tensor(loss) for loss in state_dict["pending"]]
+        self._earlier_seconds = state_dict["seconds"]
+
+    def _add(self, point: CurvePoint) -> None:
+        self._validation = [old for old in self._validation if old.step != point.step] + [point]
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._began
+
+    @staticmethod
+    def _tokens(trainer: lightning.Trainer) -> int:
+        plan = trainer.datamodule.plan  # type: ignore[attr-defined]
+        return trainer.global_step * plan.global_batch * plan.context_length
+
+
+def _devices(trainer: lightning.Trainer) -> str:
+    if torch.cuda.is_available() and trainer.strategy.root_device.type == "cuda":
+        name = torch.cuda.get_device_name(trainer.strategy.root_device)
+    else:
+        name = trainer.strategy.root_device.type
+    return f"{trainer.world_size} x {name}"

@@ -1,0 +1,157 @@
+"""From inputs to token stores: what ``fit`` builds for itself, because it is cheap.
+
+Each step writes one folder that appears whole, so a killed preparation continues with the first
+missing one. A folder that was built from other settings is never mixed with: that is refused.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megalit.cli.console import console, step
+from megalit.corpus.build import CorpusSettings, build_corpus, input_state
+from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
+from megalit.corpus.tokenizers import Tokenizer, train_bpe
+from megalit.errors import UserError
+from megalit.files import lock, new_folder, read_json, write_json
+from megalit.streams.building import build_stores
+from megalit.synthesis.token_noise import TokenNoise, generate_token_noise
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """Which tokenizer makes the tokens.
+
+    Attributes:
+        name: a folder with tokenizer.json, or a name on the Hugging Face hub; null trains a
+            byte-level BPE on the training documents.
+        vocabulary_size: of the tokenizer that is trained.
+    """
+
+    name: str | None = None
+    vocabulary_size: int = 4096
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Corpus, token noise and token stores, built in one folder where they are missing.
+
+    Attributes:
+        folder: where they go; null builds nothing, and ``data.stores`` names finished stores.
+        corpus: the documents.
+        token_noise: makes generations of the training documents without a model; null makes none.
+        tokenizer: encodes everything.
+    """
+
+    folder: str | None = None
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
+    token_noise: TokenNoise | None = None
+    tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+
+    @property
+    def stores(self) -> Path:
+        """Where the token stores go."""
+        assert self.folder is not None
+        return Path(self.folder) / "stores"
+
+
+def prepare(settings: PrepareSettings) -> None:
+    """Build what is missing, once, however many processes ask for it at the same time.
+
+    Raises:
+        UserError: a bad input, or a folder that holds something else.
+    """
+    assert settings.folder is not None
+    folder = Path(settings.folder)
+    with lock(folder, waiting=lambda: console.print(f"waiting for another process that builds {folder}")):
+        corpus = ensure_corpus(settings.corpus, folder / "corpus")
+        generations: list[tuple[str, Path, dict[str, Any]]] = []
+        if settings.token_noise is not None:
+            noise = folder / "token_noise"
+            _ensure_token_noise(settings.token_noise, corpus, noise)
+            generations.append(("token_noise", noise / "generations.parquet", asdict(settings.token_noise)))
+        ensure_stores(corpus, generations, settings.tokenizer, settings.stores)
+
+
+def ensure_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
+    """Open the corpus at ``folder``, or build it. To be called under a lock.
+
+    Raises:
+        UserError: a bad input, or the folder holds a corpus with other settings or older inputs.
+    """
+    if (folder / "manifest.json").exists():
+        corpus = Corpus(folder)
+        _same_settings(folder, corpus.manifest["settings"], asdict(settings))
+        for state in corpus.manifest["inputs"]:
+            now = input_state(state["name"])
+            if "bytes" in now and now != state:
+                raise UserError(f"{state['name']} has changed since {folder} was built: choose another folder")
+        return corpus
+    _refuse_foreign(folder)
+    with step(f"reading documents from {', '.join(settings.inputs) or 'nothing'}") as shown:
+        corpus = build_corpus(settings, folder, lambda count: shown.update(count, "documents"))
+    counts = corpus.manifest["documents"]
+    removed = corpus.manifest["duplicates_removed"]
+    console.print(
+        f"corpus: {counts[TRAIN]:,} training and {counts[VALIDATION]:,} validation documents, "
+        f"{corpus.manifest['generations']:,} generations, {corpus.manifest['thoughts']:,} thoughts, "
+        f"{removed:,} exact duplicates removed"
+    )
+    return corpus
+
+
+def _ensure_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path) -> None:
+    if (folder / "manifest.json").exists():
+        _same_settings(folder, read_json(folder / "manifest.json")["settings"], asdict(recipe))
+        return
+    _refuse_foreign(folder)
+    with step(f"token noise: {recipe.count} generations for each training document"):
+        generate_token_noise(recipe, corpus, folder)
+
+
+def ensure_stores(
+    corpus: Corpus,
+    generations: list[tuple[str, Path, dict[str, Any]]],
+    settings: TokenizerSettings,
+    folder: Path,
+) -> None:
+    """Build the tokenizer, if it is to be trained, and the stores that are missing. To be called under a lock."""
+    tokenizer = _ensure_tokenizer(corpus, settings, folder / "tokenizer")
+    with step("tokenizing") as shown:
+        manifests = build_stores(
+            corpus, generations, tokenizer, folder, lambda name, items: shown.update(items, f"items of {name}")
+        )
+    for manifest in manifests:
+        console.print(f"  {manifest.kind}: {manifest.items:,} items, {manifest.tokens:,} tokens")
+
+
+def _ensure_tokenizer(corpus: Corpus, settings: TokenizerSettings, folder: Path) -> Tokenizer:
+    marker = folder / "megalit.json"
+    if marker.exists():
+        _same_settings(folder, read_json(marker), asdict(settings))
+        return Tokenizer(str(folder))
+    _refuse_foreign(folder)
+    if settings.name is None:
+        with step(f"training a tokenizer with {settings.vocabulary_size:,} tokens"), new_folder(folder) as temporary:
+            train_bpe(corpus.texts(TRAIN), settings.vocabulary_size, temporary)
+            write_json(temporary / marker.name, asdict(settings))
+    else:
+        tokenizer = Tokenizer(settings.name)
+        with new_folder(folder) as temporary:
+            tokenizer.save(temporary)
+            write_json(temporary / marker.name, asdict(settings))
+    return Tokenizer(str(folder))
+
+
+def _same_settings(folder: Path, built: dict[str, Any], asked: dict[str, Any]) -> None:
+    for key in {**built, **asked}:
+        if built.get(key) != asked.get(key):
+            raise UserError(
+                f"{folder} was built with {key} {built.get(key)!r}, and {asked.get(key)!r} is asked for: "
+                "choose another folder, or go back to that setting"
+            )
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists():
+        raise UserError(f"{folder} is there and was not made by megalit: choose another folder or move it away")

@@ -1,0 +1,105 @@
+"""A run's folder: what is in it, and whether a command may continue it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megalit.callbacks import Checkpoint
+from megalit.errors import UserError
+from megalit.files import write_atomic
+from megalit.scaling.records import FILE as RECORD
+from megalit.scaling.records import RunRecord, read_record
+
+CONFIG = "config.yaml"
+LOSS_CURVE = "loss.png"
+METRICS = "metrics"
+
+# Settings that change neither the order of the data nor the result of a step, so that a run may be
+# continued with other ones.
+_FREE = (
+    "run",
+    "overwrite",
+    "ckpt_path",
+    "weights_only",
+    "config",
+    "verbose",
+    "checkpoint",
+    "progress",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.logger",
+    "trainer.default_root_dir",
+    "trainer.val_check_interval",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "data.init_args.num_workers",
+    "model.micro_batch",
+)
+
+
+class RunFolder:
+    """The folder named by ``run`` in the configuration."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check(self, config: dict[str, Any], overwrite: bool) -> None:
+        """Refuse a folder that holds another run, unless it may be replaced.
+
+        Raises:
+            UserError: the folder holds a run with another configuration, or something else.
+        """
+        if overwrite:
+            self._clear()
+        saved = self.path / CONFIG
+        if not saved.exists():
+            strangers = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
+            if any(not name.startswith(".") for name in strangers):
+                raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
+            return
+        difference = _difference(yaml.safe_load(saved.read_text()), config, "")
+        if difference:
+            raise UserError(
+                f"{self.path} holds a run with another {difference}: choose another --run, or --overwrite true"
+            )
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Write the configuration that this folder is for."""
+        if not (self.path / CONFIG).exists():
+            text = yaml.safe_dump(config, sort_keys=False)
+            write_atomic(self.path / CONFIG, lambda file: file.write(text.encode()))
+
+    @property
+    def finished(self) -> RunRecord | None:
+        """The record of the run, if it is over."""
+        if not (self.path / RECORD).exists():
+            return None
+        record = read_record(self.path)
+        return record if record.status == "finished" else None
+
+    @property
+    def newest_checkpoint(self) -> Path | None:
+        return Checkpoint.newest(self.path)
+
+    def _clear(self) -> None:
+        """Remove what a run wrote, and nothing else."""
+        for name in (RECORD, LOSS_CURVE, CONFIG):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (Checkpoint.folder(self.path), self.path / METRICS):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _difference(saved: Any, asked: Any, key: str) -> str | None:
+    if key in _FREE:
+        return None
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        for name in {**saved, **asked}:
+            found = _difference(saved.get(name), asked.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    return None if saved == asked else f"{key.replace('init_args.', '')} ({saved!r}, not {asked!r})"

@@ -1,0 +1,209 @@
+"""The verbs that train and measure: ``fit``, ``validate``, ``test``, on LightningCLI.
+
+``fit`` is: look at the run folder, build what data is missing, print the plan, train from the newest
+checkpoint, measure the last weights, write the record.
+"""
+
+import argparse
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Progress, ScalingLaw
+from megalit.cli.console import console
+from megalit.cli.parsing import is_union_error, one_line
+from megalit.cli.prepare import PrepareSettings, prepare
+from megalit.cli.run_folder import LOSS_CURVE, METRICS, RunFolder
+from megalit.cli.tables import plan_table, result_table
+from megalit.errors import UserError
+from megalit.modeling.language_model import LanguageModel
+from megalit.scaling.plots import loss_curve
+from megalit.streams import StreamDataModule
+
+# One Lightning epoch is the whole run, and one batch one optimizer step; the length comes from the data
+# plan. Settings that would contradict it are refused.
+_OURS = {
+    "max_epochs": 1,
+    "min_epochs": None,
+    "max_steps": -1,
+    "min_steps": None,
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "use_distributed_sampler": False,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+_REMEDY = {
+    "accumulate_grad_batches": "model.micro_batch",
+    "gradient_clip_val": "model.gradient_clip",
+}
+
+
+def main(verb: str, arguments: Sequence[str]) -> None:
+    """``megalit fit``, ``megalit validate`` and ``megalit test``."""
+    _quiet()
+    TrainingCLI.verb = verb
+    try:
+        TrainingCLI(
+            LanguageModel,
+            StreamDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+            trainer_defaults={
+                **_OURS,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+                "enable_checkpointing": True,
+                "val_check_interval": 0.1,
+                "log_every_n_steps": 10,
+            },
+            parser_kwargs={"prog": "megalit", "exit_on_error": False, verb: {"exit_on_error": False}},
+            args=[verb, *arguments],
+        )
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(error)) from error
+    except ValueError as error:
+        if not is_union_error(error):
+            raise
+        raise UserError(one_line(error)) from error
+
+
+def _quiet() -> None:
+    """Silence what a user of megalit can do nothing about."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for pattern in (
+        ".*LightningCLI's args parameter.*",  # the verbs call it so on purpose
+        ".*does not have many workers.*",  # windows are slices of mapped files
+        ".*isinstance.*LeafSpec.*",
+        ".*GPU available but not used.*",
+        ".*Experiment logs directory .* exists.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with a run folder, data preparation and a plan."""
+
+    verb = "fit"
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        # Parsers are slow to build: only the one that is asked for.
+        known = LightningCLI.subcommands()
+        return {TrainingCLI.verb: known[TrainingCLI.verb] | {"ckpt_path", "weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str, default="runs/default", help="Folder of this run.")
+        parser.add_argument("--overwrite", type=bool, default=False, help="Replace the run that is in the folder.")
+        parser.add_class_arguments(PrepareSettings, "prepare")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(ScalingLaw, "record")
+        parser.add_lightning_class_args(Progress, "progress")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.verb]
+        for key, value in _OURS.items():
+            if config.trainer.get(key) != value:
+                remedy = _REMEDY.get(key, "data.real_epochs or data.total_tokens")
+                raise UserError(f"trainer.{key} is set, and the data plan decides it: use {remedy} instead")
+        self._set_defaults(config)
+        self.plain_config = self._plain(config)
+
+    def _set_defaults(self, config: Any) -> None:
+        """Fill in what follows from other settings, so that the saved configuration says it."""
+        data = config.data.init_args
+        config.trainer.default_root_dir = config.run
+        if data.get("seed") is None:
+            data.seed = int(config.seed_everything)
+        if config.model.get("seed") is None:
+            config.model.seed = int(config.seed_everything)
+        if data.get("stores") is None and config.prepare.folder is not None:
+            data.stores = str(Path(config.prepare.folder) / "stores")
+        if config.trainer.logger in (None, True):
+            config.trainer.logger = True
+
+    def _plain(self, config: Any) -> dict[str, Any]:
+        text = self._parser(self.verb).dump(config, skip_none=False, skip_validation=True)
+        plain: dict[str, Any] = yaml.safe_load(text)
+        for key in ("config", "overwrite"):
+            plain.pop(key, None)
+        return plain
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        trainer = self.config_init[self.verb].trainer
+        if trainer.logger is True:
+            # Each start writes a folder of its own: what was logged before stays.
+            trainer.logger = CSVLogger(trainer.default_root_dir, name=METRICS) if self.verb == "fit" else False
+        plugins = trainer.plugins or []
+        return super().instantiate_trainer(
+            plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()], **kwargs
+        )
+
+    # The verbs -------------------------------------------------------------------------------------
+
+    def fit(self, **_: Any) -> None:
+        config = self.config_init["fit"]
+        run = RunFolder(Path(config.run))
+        run.check(self.plain_config, config.overwrite)
+        if run.finished is not None:
+            console.print(f"the run in {run.path} is finished:")
+            console.print(result_table(run.finished))
+            return
+        self._prepare(config)
+        plan = self.datamodule.plan
+        self.model.check_plan(plan)
+        run.start(self.plain_config)
+        checkpoint = run.newest_checkpoint
+        if self.trainer.is_global_zero:
+            console.print(plan_table(plan))
+            if checkpoint is not None:
+                console.print(f"continuing from {checkpoint}")
+        record = self._callback(ScalingLaw)
+        record.config = self.plain_config
+        self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        losses = self._measure("validate")
+        finished = record.finish(self.trainer, self.model, losses)
+        if self.trainer.is_global_zero:
+            loss_curve(finished, run.path / LOSS_CURVE)
+            console.print(result_table(finished))
+            console.print(f"checkpoint, configuration, record and loss curve are in {run.path}")
+
+    def validate(self, **_: Any) -> None:
+        self._measure_run()
+
+    def test(self, **_: Any) -> None:
+        self._measure_run()
+
+    def _measure_run(self) -> None:
+        config = self.config_init[self.verb]
+        checkpoint = RunFolder(Path(config.run)).newest_checkpoint
+        if checkpoint is None:
+            raise UserError(f"{config.run} holds no checkpoint: train it with `megalit fit` and the same --config")
+        self._prepare(config)
+        for suite, loss in self._measure(self.verb, checkpoint).items():
+            print(f"{suite}\t{loss:.6f}")
+
+    def _measure(self, verb: str, checkpoint: Path | None = None) -> dict[str, float]:
+        """Loss of each validation suite, in nats per token."""
+        if not self.datamodule.suites:
+            return {}
+        function = getattr(self.trainer, verb)
+        results = function(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
+        return {name.removeprefix("validation/"): value for result in results for name, value in result.items()}
+
+    def _prepare(self, config: Any) -> None:
+        if config.prepare.folder is not None:
+            prepare(PrepareSettings(**vars(config.prepare)))
+
+    def _callback(self, kind: type[ScalingLaw]) -> ScalingLaw:
+        trainer: Any = self.trainer
+        return next(callback for callback in trainer.callbacks if isinstance(callback, kind))

@@ -1,0 +1,182 @@
+"""Build a corpus from inputs: unique ids, no exact duplicates, a validation split by id."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megalit.corpus import tables
+from megalit.corpus.documents import Document
+from megalit.corpus.readers import read
+from megalit.corpus.tables import TRAIN, VALIDATION, Corpus, TableWriter
+from megalit.errors import UserError
+from megalit.files import new_folder, write_json
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """What a corpus is made of.
+
+    Attributes:
+        inputs: files and folders to read (JSONL, plain, .gz or .zst; Parquet; folders of text), or
+            ``python-docs`` for the documentation in this Python installation.
+        validation_fraction: share of documents held out, chosen by a hash of their ids.
+        validation_group: regular expression; documents whose ids give the same first group (or
+            match) are held out together, for example ``^(.*):`` for ids like ``Genesis 1:1-8``.
+        prefix_ids: put the input's name before each id, for inputs that count from 1 each.
+    """
+
+    inputs: list[str] = field(default_factory=list)
+    validation_fraction: float = 0.05
+    validation_group: str | None = None
+    prefix_ids: bool = False
+
+
+def validation_split(group: str, fraction: float) -> str:
+    """Say whether a document is held out: a pure function of its id's group.
+
+    The same id lands on the same side in every corpus with the same fraction, and raising the
+    fraction only adds documents to the validation set.
+    """
+    bits = int.from_bytes(hashlib.sha256(b"validation:" + group.encode()).digest()[:8], "big")
+    return VALIDATION if bits < fraction * 2**64 else TRAIN
+
+
+def build_corpus(
+    settings: CorpusSettings, output: Path, progress: Callable[[int], None] = lambda documents: None
+) -> Corpus:
+    """Read the inputs and write the corpus to ``output``, which appears as a whole.
+
+    Call it under :func:`megalit.files.lock`; ``progress`` is told the number of documents read.
+
+    Raises:
+        UserError: no inputs, a bad input (see :mod:`megalit.corpus.readers`), a duplicate id, or
+            nothing left in one of the splits.
+    """
+    _check(settings)
+    with new_folder(output) as folder:
+        counts = _write_tables(settings, folder, progress)
+        manifest = {
+            "format": tables.FORMAT,
+            "kind": "corpus",
+            "settings": asdict(settings),
+            "inputs": [input_state(source) for source in settings.inputs],
+            **counts,
+        }
+        write_json(folder / "manifest.json", manifest)
+    return Corpus(output)
+
+
+def input_state(source: str) -> dict[str, Any]:
+    """What tells whether an input has changed since it was read: size and time of change."""
+    path = Path(source).expanduser()
+    if not path.is_file():
+        return {"name": source}
+    stat = path.stat()
+    return {"name": source, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+
+
+def _check(settings: CorpusSettings) -> None:
+    if not settings.inputs:
+        raise UserError("no inputs: name at least one file or folder with --inputs")
+    if not 0 <= settings.validation_fraction < 1:
+        raise UserError(f"validation_fraction is {settings.validation_fraction}: choose a value in [0, 1)")
+    if settings.validation_group is not None:
+        try:
+            re.compile(settings.validation_group)
+        except re.error as error:
+            raise UserError(f"validation_group is no regular expression ({error}): mend it") from error
+
+
+def _write_tables(settings: CorpusSettings, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    splits = {TRAIN: 0, VALIDATION: 0}
+    characters = {TRAIN: 0, VALIDATION: 0}
+    duplicates = 0
+    contents: set[str] = set()
+    with ExitStack() as stack:
+        documents, generations, thoughts = (
+            stack.enter_context(TableWriter(folder / f"{name}.parquet", schema))
+            for name, schema in (
+                ("documents", tables.DOCUMENTS),
+                ("generations", tables.GENERATIONS),
+                ("thoughts", tables.THOUGHTS),
+            )
+        )
+        for number, document in enumerate(_unique_ids(settings), start=1):
+            progress(number)
+            content_hash = document.content_hash
+            if content_hash in contents:
+                duplicates += 1
+                continue
+            contents.add(content_hash)
+            split = validation_split(_group(settings, document.id), settings.validation_fraction)
+            splits[split] += 1
+            characters[split] += len(document.text)
+            documents.write(
+                {
+                    "id": document.id,
+                    "content_hash": content_hash,
+                    "source": document.source,
+                    "split": split,
+                    "text": document.text,
+                }
+            )
+            join = {"document_id": document.id, "content_hash": content_hash, "split": split}
+            for index, item in enumerate(document.generations):
+                generations.write({**join, "generation": index, "recipe": item.style, "text": item.text})
+            for index, thought in enumerate(document.thoughts):
+                thoughts.write(
+                    {
+                        **join,
+                        "generation": index,
+                        "recipe": "thought",
+                        "text": thought.text,
+                        "character_offset": thought.offset,
+                    }
+                )
+        counts = {"generations": generations.rows, "thoughts": thoughts.rows}
+    for name, rows in counts.items():
+        if not rows:
+            (folder / f"{name}.parquet").unlink()
+    _check_splits(settings, splits)
+    return {"documents": splits, "characters": characters, "duplicates_removed": duplicates, **counts}
+
+
+def _check_splits(settings: CorpusSettings, splits: dict[str, int]) -> None:
+    total = sum(splits.values())
+    if not total:
+        raise UserError(f"the corpus is empty: {', '.join(settings.inputs)} hold no document")
+    if not splits[TRAIN]:
+        raise UserError(f"all {total} documents are held out: lower validation_fraction or add documents")
+    if settings.validation_fraction and not splits[VALIDATION]:
+        raise UserError(
+            f"no document of {total} is held out at validation_fraction {settings.validation_fraction}: "
+            "raise it or add documents"
+        )
+
+
+def _unique_ids(settings: CorpusSettings) -> Iterator[Document]:
+    places: dict[str, str] = {}
+    for source in settings.inputs:
+        for document in read(source):
+            if settings.prefix_ids:
+                document = Document(**{**vars(document), "id": f"{document.source}/{document.id}"})
+            if document.id in places:
+                raise UserError(
+                    f"{document.place} repeats the id '{document.id}' of {places[document.id]}: "
+                    "make ids unique, or set prefix_ids where inputs share ids"
+                )
+            places[document.id] = document.place
+            yield document
+
+
+def _group(settings: CorpusSettings, identifier: str) -> str:
+    if settings.validation_group is None:
+        return identifier
+    match = re.search(settings.validation_group, identifier)
+    if match is None:
+        return identifier
+    return match.group(1) if match.re.groups else match.group(0)

@@ -1,0 +1,180 @@
+"""Readers: JSON lines (plain, gz, zst), Parquet, folders of text.
+
+Each takes a path and yields :class:`Document` one by one, so memory does not grow with the
+corpus. Every malformed row ends in a :class:`UserError` that names the file and the line.
+"""
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megalit.corpus import python_docs
+from megalit.corpus.documents import Document, Generation, Thought
+from megalit.errors import UserError, missing_extra
+
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+TEXT_FILES = (".txt", ".md", ".rst")
+READABLE = f"{', '.join(JSON_LINES)}, .parquet, a folder of {'/'.join(TEXT_FILES)} files"
+
+
+def read(source: str) -> Iterator[Document]:
+    """Yield the documents of one input.
+
+    Args:
+        source: a path, or ``python-docs`` for the documentation in this Python installation.
+
+    Raises:
+        UserError: nothing there, not what its ending says, or a malformed row.
+    """
+    if source == python_docs.NAME:
+        yield from python_docs.read()
+        return
+    path = Path(source).expanduser()
+    name = path.name.lower()
+    if not path.exists():
+        raise UserError(f"input {source} does not exist: check the path")
+    if path.is_dir():
+        yield from _text_folder(path)
+    elif name.endswith(JSON_LINES):
+        yield from _json_lines(path)
+    elif name.endswith(".parquet"):
+        yield from _parquet(path)
+    else:
+        raise UserError(f"input {source} has an ending that is not known: use {READABLE}")
+
+
+def source_name(source: str) -> str:
+    """The name an input gets in the corpus' ``source`` column: its file name without endings."""
+    return Path(source).name.split(".")[0]
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError as error:
+            raise missing_extra("zstandard", "data", f"reading {path}") from error
+        return io.TextIOWrapper(zstandard.open(path, "rb"), encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+def _json_lines(path: Path) -> Iterator[Document]:
+    number = 0
+    file = _open(path)
+    try:
+        with file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _document(json.loads(line), path, f"{path} line {number}")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} after line {number} is not UTF-8 ({error.reason}): convert the file to UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} line {number} is not JSON ({error.msg} at column {error.colno}): mend or remove the line"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise UserError(
+            f"{path} is not what its ending says, or is cut off ({error}): compress or copy the file again"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":
+            raise
+        raise UserError(
+            f"{path} is not what its ending says, or is cut off ({error}): compress or copy the file again"
+        ) from error
+
+
+def _parquet(path: Path) -> Iterator[Document]:
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _document(row, path, f"{path} row {number}")
+    except pa.ArrowInvalid as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a readable Parquet file ({reason}): write or copy the file again") from error
+
+
+def _text_folder(path: Path) -> Iterator[Document]:
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_FILES)
+    if not files:
+        raise UserError(f"folder {path} holds no text files: put {'/'.join(TEXT_FILES)} files there")
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8 ({error.reason}): convert the file to UTF-8") from error
+        identifier = file.relative_to(path).as_posix()
+        yield _document({"id": identifier, "text": text}, path, str(file))
+
+
+def _document(row: Any, path: Path, place: str) -> Document:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{place} is not an object with 'id' and 'text': mend or remove it")
+    identifier = row.get("id")
+    if isinstance(identifier, int) and not isinstance(identifier, bool):
+        identifier = str(identifier)
+    if not isinstance(identifier, str) or not identifier:
+        raise UserError(f"{place} has no 'id': give every document a unique id")
+    text = _text(row, place)
+    return Document(
+        id=identifier,
+        text=text,
+        source=source_name(str(path)),
+        place=place,
+        generations=tuple(_generations(row.get("generations"), place)),
+        thoughts=tuple(_thoughts(row.get("thoughts"), text, place)),
+    )
+
+
+def _text(row: Mapping[str, Any], place: str) -> str:
+    text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise UserError(f"{place} has no 'text': remove the row or give it text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, written as \ud800 in JSON
+        raise UserError(f"{place} holds text that is not Unicode ({error.reason}): mend or remove it") from error
+    return text
+
+
+def _generations(value: Any, place: str) -> Iterator[Generation]:
+    for number, item in enumerate(_objects(value, "generations", place), start=1):
+        yield Generation(str(item.get("style") or "generation"), _text(item, f"{place}, generation {number},"))
+
+
+def _thoughts(value: Any, text: str, place: str) -> Iterator[Thought]:
+    previous = 0
+    for number, item in enumerate(_objects(value, "thoughts", place), start=1):
+        here = f"{place}, thought {number},"
+        offset = item.get("offset")
+        if not isinstance(offset, int) or isinstance(offset, bool) or not previous <= offset <= len(text):
+            raise UserError(
+                f"{here} has offset {offset!r}: give the character offset where it belongs, "
+                f"in ascending order and at most {len(text)}"
+            )
+        previous = offset
+        yield Thought(offset, _text(item, here))
+
+
+def _objects(value: Any, key: str, place: str) -> list[Mapping[str, Any]]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise UserError(f"{place}: '{key}' is not a list of objects: see `megalit corpus --help` for the format")
+    return value

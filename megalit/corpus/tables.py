@@ -1,0 +1,120 @@
+"""The corpus on disk: Parquet tables in one folder, joined by (document id, content hash).
+
+============================ ==========================================================
+``documents.parquet``        id, content_hash, source, split (train or validation), text
+``generations.parquet``      document_id, content_hash, generation, recipe, split, text
+``thoughts.parquet``         document_id, content_hash, generation, recipe, split, text,
+                             character_offset
+``manifest.json``            settings, inputs and counts; a corpus without it does not exist
+============================ ==========================================================
+
+The content hash is that of the *document*, in all three tables: a generation made from an
+older text of a document does not join with the new one. A generation carries the split of its
+document, so nothing made from a validation document reaches training.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megalit.errors import UserError
+from megalit.files import read_json
+
+FORMAT = 1
+TRAIN, VALIDATION = "train", "validation"
+
+DOCUMENTS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("content_hash", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+GENERATIONS = pa.schema(
+    [
+        ("document_id", pa.string()),
+        ("content_hash", pa.string()),
+        ("generation", pa.int32()),
+        ("recipe", pa.string()),
+        ("split", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+THOUGHTS = GENERATIONS.append(pa.field("character_offset", pa.int64()))
+
+
+class TableWriter:
+    """Writes rows to a Parquet file in batches, so that memory does not grow with the table."""
+
+    def __init__(self, path: Path, schema: pa.Schema, batch_rows: int = 2048) -> None:
+        self.rows = 0
+        self._schema = schema
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._batch_rows = batch_rows
+        self._pending: list[dict[str, Any]] = []
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._pending.append(row)
+        self.rows += 1
+        if len(self._pending) >= self._batch_rows:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._schema))
+            self._pending.clear()
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()
+
+
+class Corpus:
+    """A finished corpus folder.
+
+    Raises:
+        UserError: the folder is no corpus, or a newer version of megalit wrote it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / "manifest.json"
+        if not path.exists():
+            raise UserError(f"{folder} holds no finished corpus: build it with `megalit corpus --output {folder}`")
+        self.manifest: dict[str, Any] = read_json(path)
+        if self.manifest.get("format", 0) > FORMAT:
+            raise UserError(f"{folder} was written by a newer megalit: upgrade megalit or build the corpus again")
+
+    def rows(self, table: str, split: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the rows of ``table`` (documents, generations or thoughts) in one split, in order."""
+        for batch in self.batches(self.folder / f"{table}.parquet", split, columns):
+            yield from batch
+
+    def texts(self, split: str) -> Iterator[str]:
+        """Yield the texts of the real documents of one split."""
+        for row in self.rows("documents", split, ["text"]):
+            yield row["text"]
+
+    @staticmethod
+    def batches(path: Path, split: str, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+        """Yield the rows of the Parquet file at ``path`` in one split, a batch at a time.
+
+        A file that is not there has no rows: a corpus need not have generations or thoughts.
+        """
+        if not path.exists():
+            return
+        wanted = None if columns is None else sorted({*columns, "split"})
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024, columns=wanted):
+                rows = [row for row in batch.to_pylist() if row["split"] == split]
+                if rows:
+                    yield rows

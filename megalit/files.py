@@ -1,0 +1,126 @@
+"""Files and folders that exist either whole or not at all.
+
+Everything the program writes goes to a temporary name beside its target, is flushed to the
+disk and is then renamed, so a reader never meets half a file and a killed process leaves
+nothing but a temporary name, which the next build under the same lock removes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from megalit.errors import UserError
+
+
+def fingerprint(value: Any) -> str:
+    """A short stable hash of any JSON value (16 hex digits of SHA-256)."""
+    return digest(json.dumps(value, sort_keys=True, default=str).encode())
+
+
+def digest(data: bytes) -> str:
+    """The first 16 hex digits of SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a temporary file, flush it to the disk and rename it to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        # mkstemp makes the file private; what a run writes is as readable as any other file.
+        os.fchmod(descriptor, 0o666 & ~_umask())
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+        _fsync(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not readable as JSON ({error}): delete it and run again") from error
+
+
+@contextmanager
+def lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` across processes; it is freed when its holder dies.
+
+    Args:
+        path: what is being built; the lock file is a hidden sibling.
+        waiting: called once if another process holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    guard = FileLock(path.parent / f".{path.name}.lock")
+    try:
+        guard.acquire(timeout=0)
+    except Timeout:
+        if waiting is not None:
+            waiting()
+        guard.acquire()
+    try:
+        yield
+    finally:
+        guard.release()
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty private folder that becomes ``target``, whole, when the block ends.
+
+    To be called under :func:`lock`: what an earlier, killed build left behind is removed, and
+    so is what this block wrote if it fails.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for abandoned in target.parent.glob(f".{target.name}.building-*"):
+        shutil.rmtree(abandoned)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
+    try:
+        folder.chmod(0o777 & ~_umask())
+        yield folder
+        for path in sorted(folder.rglob("*")):
+            _fsync(path)
+        _fsync(folder)
+        folder.rename(target)
+        _fsync(target.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

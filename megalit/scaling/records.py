@@ -1,0 +1,137 @@
+"""The record of a run: one JSON file that says what was trained, on what, and what came out."""
+
+import math
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from megalit.errors import UserError
+from megalit.files import read_json, write_json
+
+FORMAT = 1
+FILE = "record.json"
+
+
+@dataclass
+class CurvePoint:
+    """Losses after ``step`` optimizer steps and ``tokens`` tokens, in nats per token."""
+
+    step: int
+    tokens: int
+    losses: dict[str, float]
+
+
+@dataclass
+class RunRecord:
+    """What one run leaves behind.
+
+    Attributes:
+        status: ``running`` or ``finished``.
+        config: the resolved configuration.
+        parameters: total, and without embeddings and output head.
+        plan: the data plan: streams, windows, steps.
+        tokens_seen: by stream, so far.
+        epochs: of each stream, so far.
+        unique_real_tokens: tokens of the real training documents.
+        synthetic_share: true share of synthetic tokens in the run.
+        flops: floating-point operations of training so far.
+        losses: the last value of each validation suite: nats per token and bits per byte.
+        training_curve, validation_curve: losses over the run.
+        wall_seconds: time spent in training and validation, all starts together.
+        environment: hardware, versions, git commit.
+        seeds: model and data seed.
+    """
+
+    status: Literal["running", "finished"]
+    config: dict[str, Any]
+    parameters: dict[str, int]
+    plan: dict[str, Any]
+    tokens_seen: dict[str, int]
+    epochs: dict[str, float]
+    unique_real_tokens: int
+    synthetic_share: float
+    flops: float
+    losses: dict[str, dict[str, float]]
+    wall_seconds: float
+    environment: dict[str, Any]
+    seeds: dict[str, int]
+    steps: int = 0
+    training_curve: list[CurvePoint] = field(default_factory=list)
+    validation_curve: list[CurvePoint] = field(default_factory=list)
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Write the record into a run folder, atomically. A loss that is not finite becomes null."""
+        write_json(folder / FILE, _finite(asdict(self)))
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read the record of a run folder.
+
+    Raises:
+        UserError: no record there, not readable, or written by a newer megalit.
+    """
+    path = folder / FILE
+    if not path.exists():
+        raise UserError(f"{folder} holds no record of a run: train one with `megalit fit`")
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format", 0) > FORMAT:
+        raise UserError(f"{path} was written by a newer megalit: upgrade megalit")
+    try:
+        for name in ("training_curve", "validation_curve"):
+            value[name] = [CurvePoint(**point) for point in value[name]]
+        return RunRecord(**value)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path} is no record of a run ({error}): move it away") from error
+
+
+def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:
+    """A loss that can be compared between tokenizers: all nats, in bits, over the bytes of text."""
+    return nats_per_token * tokens / (math.log(2) * text_bytes)
+
+
+def environment(devices: str) -> dict[str, Any]:
+    """Hardware, versions and git commit of this process."""
+    packages = ("megalit", "torch", "lightning", "litdata", "transformers", "tokenizers")
+    return {
+        "devices": devices,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in packages},
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return value

@@ -1,0 +1,195 @@
+"""Build token stores from a corpus, verify them, and make them appear as a whole.
+
+Tokenizing runs in this process, where the tokenizer itself uses all cores, and LitData's writer
+takes the encoded items. ``litdata.optimize`` would spawn workers of its own: a worker that dies
+leaves a silently shorter store, and its start-up costs seconds per store.
+"""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from litdata.streaming.writer import BinaryWriter
+
+from megalit.corpus.tables import TRAIN, VALIDATION, Corpus, TableWriter
+from megalit.corpus.tokenizers import Tokenizer
+from megalit.errors import UserError
+from megalit.files import new_folder, write_json
+from megalit.streams import store as stores
+from megalit.streams.store import ITEMS, Kind, Manifest, TokenStore
+
+CHUNK_BYTES = 64 * 1024 * 1024
+Rows = Iterator[list[dict[str, Any]]]
+
+
+def real_rows(corpus: Corpus, split: str) -> Rows:
+    """Batches of real documents: the training ones, or those held out."""
+    for batch in corpus.batches(corpus.folder / "documents.parquet", split):
+        yield [{**row, "document_id": row["id"]} for row in batch]
+
+
+def generation_rows(path: Path) -> Rows:
+    """Batches of generations of training documents, from a ``generations.parquet``."""
+    yield from Corpus.batches(path, TRAIN)
+
+
+def thought_rows(corpus: Corpus, tokenizer: Tokenizer) -> Rows:
+    """Batches of thoughts of training documents, each with the token offset of its split."""
+    documents = corpus.rows("documents", TRAIN, ["id", "text"])
+    identifier, text = None, ""
+    for batch in corpus.batches(corpus.folder / "thoughts.parquet", TRAIN):
+        for row in batch:
+            # Thoughts stand in the order of their documents, so one pass over both suffices.
+            while row["document_id"] != identifier:
+                document = next(documents)
+                identifier, text = document["id"], document["text"]
+            row["token_offset"] = tokenizer.token_offsets(text, [row["character_offset"]])[0]
+        yield batch
+
+
+def build_store(
+    folder: Path,
+    kind: Kind,
+    rows: Rows,
+    tokenizer: Tokenizer,
+    origin: dict[str, Any],
+    progress: Callable[[int], None] = lambda items: None,
+) -> Manifest:
+    """Tokenize ``rows`` into a new store at ``folder``, which appears when it is verified.
+
+    Call it under :func:`megalit.files.lock`. ``progress`` is told the number of items written.
+
+    Raises:
+        UserError: nothing to write, or what was written does not read back the same.
+    """
+    dtype = np.dtype(np.uint16 if tokenizer.vocabulary_size <= 2**16 else np.int32)
+    digest = hashlib.blake2b(digest_size=8)
+    tokens = text_bytes = 0
+    with new_folder(folder) as temporary:
+        writer = _chunk_writer(temporary)
+        with TableWriter(temporary / "items.parquet", ITEMS) as table, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="An item was larger than the target chunk size")
+            for batch in rows:
+                for row, encoded in zip(batch, tokenizer.encode_batch([row["text"] for row in batch]), strict=True):
+                    data = encoded.astype(dtype)
+                    writer.add_item(table.rows, data)
+                    digest.update(data.tobytes())
+                    tokens += len(data)
+                    size = len(row["text"].encode())
+                    text_bytes += size
+                    columns = {name: row.get(name) for name in ITEMS.names}
+                    table.write({**columns, "tokens": len(data), "bytes": size})
+                progress(table.rows)
+        if not table.rows:
+            raise UserError(f"there is nothing to tokenize for {folder}: its corpus has no {kind} rows")
+        _finish_chunks(writer, temporary)
+        manifest = Manifest(
+            kind=kind,
+            tokenizer=tokenizer.fingerprint,
+            vocabulary_size=tokenizer.vocabulary_size,
+            bos=tokenizer.bos,
+            eos=tokenizer.eos,
+            dtype=dtype.name,
+            items=table.rows,
+            tokens=tokens,
+            bytes=text_bytes,
+            content_hash=digest.hexdigest(),
+            origin=origin,
+        )
+        write_json(temporary / "manifest.json", manifest.to_json())
+        verify(temporary)
+    return manifest
+
+
+def verify(folder: Path) -> None:
+    """Read a store back and compare items, tokens and content hash with its manifest.
+
+    Raises:
+        UserError: they differ; the message names the store.
+    """
+    store = TokenStore(folder)
+    digest = hashlib.blake2b(digest_size=8)
+    counts = pq.read_table(folder / "items.parquet", columns=["tokens"]).column(0).to_numpy()
+    for item, count in enumerate(counts):
+        digest.update(store.read(item, 0, count).tobytes())
+    manifest = store.manifest
+    if (len(counts), int(counts.sum()), digest.hexdigest()) != (manifest.items, manifest.tokens, manifest.content_hash):
+        raise UserError(f"{folder} does not hold what its manifest says: build the store again")
+
+
+def _chunk_writer(folder: Path) -> BinaryWriter:
+    # LitData names chunks by the rank it detects; a store has one writer, whoever runs it.
+    previous = os.environ.get("DATA_OPTIMIZER_GLOBAL_RANK")
+    os.environ["DATA_OPTIMIZER_GLOBAL_RANK"] = "0"
+    try:
+        writer = BinaryWriter(str(folder), chunk_bytes=CHUNK_BYTES, item_loader=stores.DocumentLoader())
+        assert writer.rank == 0
+        return writer
+    finally:
+        if previous is None:
+            del os.environ["DATA_OPTIMIZER_GLOBAL_RANK"]
+        else:
+            os.environ["DATA_OPTIMIZER_GLOBAL_RANK"] = previous
+
+
+def _finish_chunks(writer: BinaryWriter, folder: Path) -> None:
+    writer.done()
+    # One writer: its own index is the data set's.
+    (folder / "0.index.json").rename(folder / "index.json")
+
+
+def build_stores(
+    corpus: Corpus,
+    generations: Iterable[tuple[str, Path, dict[str, Any]]],
+    tokenizer: Tokenizer,
+    output: Path,
+    progress: Callable[[str, int], None] = lambda store, items: None,
+) -> list[Manifest]:
+    """Build every store of a data set that is not there yet.
+
+    Args:
+        corpus: real documents, with the generations and thoughts that came with them.
+        generations: further sets of generations: (name, ``generations.parquet``, origin).
+        tokenizer: encodes all of them.
+        output: the folder of the stores, one sub-folder each.
+        progress: told the store's name and the number of items written.
+
+    Raises:
+        UserError: a store is there that was built from something else.
+    """
+    source = {"corpus": corpus.manifest["settings"], "inputs": corpus.manifest["inputs"]}
+    plan: list[tuple[str, Kind, Rows, dict[str, Any]]] = [("real", "real", real_rows(corpus, TRAIN), source)]
+    if corpus.manifest["documents"][VALIDATION]:
+        plan.append(("validation", "validation", real_rows(corpus, VALIDATION), source))
+    if corpus.manifest["generations"]:
+        path = corpus.folder / "generations.parquet"
+        plan.append(("generations", "generations", generation_rows(path), source))
+    for name, path, origin in generations:
+        plan.append((name, "generations", generation_rows(path), {**source, "recipe": origin}))
+    if corpus.manifest["thoughts"]:
+        plan.append(("thoughts", "thoughts", thought_rows(corpus, tokenizer), source))
+    manifests = []
+    for name, kind, rows, origin in plan:
+        folder = output / name
+        if stores.exists(folder):
+            manifest = stores.read_manifest(folder)
+            if manifest.origin != origin or manifest.tokenizer != tokenizer.fingerprint:
+                raise UserError(
+                    f"{folder} was built from another corpus or tokenizer: choose another folder for the stores"
+                )
+        else:
+            manifest = build_store(
+                folder,
+                kind,
+                rows,
+                tokenizer,
+                origin,
+                lambda items, name=name: progress(name, items),  # type: ignore[misc]
+            )
+        manifests.append(manifest)
+    return manifests

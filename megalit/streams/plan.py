@@ -1,0 +1,97 @@
+"""The plan of a run: what will be read, how often, in how many steps, before anything is trained."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megalit.files import fingerprint
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """One stream's part in a run.
+
+    Attributes:
+        name: the ordering's name.
+        share: of the run's windows.
+        unique_tokens: in one epoch of the stream.
+        synthetic_fraction: share of its tokens that a model or a recipe wrote.
+        windows_per_epoch: windows in one epoch.
+        windows: read during the run.
+    """
+
+    name: str
+    share: float
+    unique_tokens: int
+    synthetic_fraction: float
+    windows_per_epoch: int
+    windows: int
+
+    @property
+    def epochs(self) -> float:
+        return self.windows / self.windows_per_epoch
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The whole run.
+
+    Attributes:
+        streams: their parts.
+        context_length: tokens per window.
+        global_batch: windows per optimizer step, over all devices.
+        steps: optimizer steps.
+        vocabulary_size: of the stores.
+        unique_real_tokens: tokens of the real training documents, BOS and EOS included.
+        settings: everything the order of windows depends on.
+    """
+
+    streams: tuple[StreamPlan, ...]
+    context_length: int
+    global_batch: int
+    steps: int
+    vocabulary_size: int
+    unique_real_tokens: int
+    settings: dict[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that pass through the model, padding included."""
+        return self.steps * self.global_batch * self.context_length
+
+    @property
+    def synthetic_share(self) -> float:
+        """True share of synthetic tokens: real documents inside a synthetic stream count as real."""
+        total = sum(stream.windows for stream in self.streams)
+        return sum(stream.windows * stream.synthetic_fraction for stream in self.streams) / total
+
+    @property
+    def fingerprint(self) -> str:
+        """Two runs with the same fingerprint read the same windows in the same order."""
+        return fingerprint(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def first_difference(self, other: dict[str, Any]) -> str | None:
+        """Name the first thing in which another plan (as JSON) differs from this one."""
+        return _difference(self.to_json(), other, "")
+
+
+def _difference(mine: Any, other: Any, path: str) -> str | None:
+    if isinstance(mine, tuple):
+        mine = list(mine)
+    if isinstance(other, tuple):
+        other = list(other)
+    if isinstance(mine, dict) and isinstance(other, dict):
+        for key in {**mine, **other}:
+            found = _difference(mine.get(key), other.get(key), f"{path}.{key}" if path else str(key))
+            if found:
+                return found
+        return None
+    if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
+        for index, (left, right) in enumerate(zip(mine, other, strict=True)):
+            found = _difference(left, right, f"{path}[{index}]")
+            if found:
+                return found
+        return None
+    return None if mine == other else f"{path} was {other!r} and is {mine!r}"

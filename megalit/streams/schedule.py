@@ -1,0 +1,75 @@
+"""The schedule: sample *k* of the run -> (stream, its n-th window), in closed form.
+
+Shares are exact fractions. With their common denominator Q the pattern of streams repeats every Q
+samples, so one period tells everything. Within it, each sample goes to the stream whose next window
+is due first among those that are not ahead of their share (the quota method of apportionment:
+Balinski and Young, 1975), which keeps every stream within one window of its share at every sample,
+and so after every global batch.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import reduce
+from math import lcm
+
+import numpy as np
+import numpy.typing as npt
+
+from megalit.errors import UserError
+
+Integers = npt.NDArray[np.int64]
+
+# Shares of finer grain than this are refused: the period would outgrow any run.
+_LARGEST_PERIOD = 100_000
+
+
+def exact(share: float) -> Fraction:
+    """The fraction that a decimal like 0.75 means, not its nearest binary float."""
+    return Fraction(str(share))
+
+
+class Schedule:
+    """Which stream each sample of the run comes from.
+
+    Args:
+        shares: of the streams, positive, with a sum of 1.
+
+    Raises:
+        UserError: shares that do not sum to 1, or of too fine a grain.
+    """
+
+    def __init__(self, shares: Sequence[Fraction]) -> None:
+        if sum(shares) != 1 or any(share <= 0 for share in shares):
+            raise UserError(f"shares {[float(share) for share in shares]} are not positive with a sum of 1")
+        self.shares = tuple(shares)
+        period = reduce(lcm, (share.denominator for share in shares))
+        if period > _LARGEST_PERIOD:
+            raise UserError(f"shares {[float(share) for share in shares]} are too fine: use at most 4 decimals")
+        self._stream = _one_period([int(share * period) for share in shares], period)
+        chosen = self._stream[:, None] == np.arange(len(shares))
+        self._before = np.cumsum(chosen, axis=0) - chosen
+        self._per_period = chosen.sum(axis=0)
+
+    def locate(self, samples: Integers) -> tuple[Integers, Integers]:
+        """Stream and ordinal (the how-manieth window of that stream) of each sample of the run."""
+        cycle, place = np.divmod(samples, len(self._stream))
+        stream = self._stream[place]
+        return stream, cycle * self._per_period[stream] + self._before[place, stream]
+
+    def counts(self, samples: int) -> Integers:
+        """How many of the first ``samples`` samples come from each stream."""
+        cycle, place = divmod(samples, len(self._stream))
+        partial = self._before[place] if place else np.zeros_like(self._per_period)
+        return np.asarray(cycle * self._per_period + partial)
+
+
+def _one_period(quotas: list[int], period: int) -> Integers:
+    """Apportion ``period`` samples among streams with these integer quotas."""
+    counts = [0] * len(quotas)
+    order = np.empty(period, dtype=np.int64)
+    for sample in range(period):
+        eligible = [i for i, quota in enumerate(quotas) if counts[i] * period < (sample + 1) * quota]
+        chosen = min(eligible, key=lambda i: Fraction(counts[i] + 1, quotas[i]))
+        counts[chosen] += 1
+        order[sample] = chosen
+    return order

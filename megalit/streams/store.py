@@ -1,0 +1,228 @@
+"""Token stores: tokens on disk, once.
+
+A store is a folder with a LitData data set (chunks and ``index.json``), ``items.parquet`` with
+one row per item, and ``manifest.json``, which is written last: a store without it does not exist.
+One item is the tokens of one document, generation or thought, without BOS and EOS.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from litdata.streaming.item_loader import Interval, TokensLoader
+
+from megalit.errors import UserError
+from megalit.files import read_json
+
+FORMAT = 1
+Kind = Literal["real", "validation", "generations", "thoughts"]
+
+ITEMS = pa.schema(
+    [
+        ("document_id", pa.string()),
+        ("content_hash", pa.string()),
+        ("source", pa.string()),
+        ("generation", pa.int32()),
+        ("recipe", pa.string()),
+        ("tokens", pa.int64()),
+        ("bytes", pa.int64()),
+        ("character_offset", pa.int64()),
+        ("token_offset", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished store says of itself.
+
+    Attributes:
+        kind: ``real``, ``validation``, ``generations`` or ``thoughts``.
+        tokenizer: fingerprint of the tokenizer that made the tokens.
+        vocabulary_size: every token id is smaller.
+        bos, eos: token ids put around each document by the orderings.
+        dtype: of the stored tokens: ``uint16`` where the vocabulary fits, else ``int32``.
+        items, tokens, bytes: totals; ``bytes`` counts the UTF-8 text.
+        content_hash: over all tokens in order.
+        origin: what the store was built from.
+    """
+
+    kind: Kind
+    tokenizer: str
+    vocabulary_size: int
+    bos: int
+    eos: int
+    dtype: str
+    items: int
+    tokens: int
+    bytes: int
+    content_hash: str
+    origin: dict[str, Any]
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def exists(folder: Path) -> bool:
+    """Whether a finished store stands there."""
+    return (folder / "manifest.json").exists()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a store's manifest.
+
+    Raises:
+        UserError: no finished store there, or a newer version of megalit wrote it.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise UserError(f"{folder} holds no finished token store: build it with `megalit tokenize`")
+    value = read_json(path)
+    if value.get("format", 0) > FORMAT:
+        raise UserError(f"{folder} was written by a newer megalit: upgrade megalit or build the store again")
+    try:
+        return Manifest(**value)
+    except TypeError as error:
+        raise UserError(f"{path} is no manifest of a token store ({error}): build the store again") from error
+
+
+class DocumentLoader(TokensLoader):
+    """LitData item loader for stores: item *i* is the tokens of document *i*, whatever its length.
+
+    ``StreamingDataset(folder, item_loader=DocumentLoader())`` reads a store with LitData alone.
+    """
+
+    def generate_intervals(self) -> list[Interval]:
+        intervals, begin = [], 0
+        for chunk in self._chunks:
+            end = begin + chunk["chunk_size"]
+            intervals.append(Interval(begin, begin, end, end))
+            begin = end
+        return intervals
+
+    def load_item_from_chunk(
+        self, index: int, chunk_index: int, chunk_filepath: str, begin: int, filesize_bytes: int
+    ) -> npt.NDArray[Any]:
+        """The tokens of one item, as a copy of shape ``(tokens,)``."""
+        self._wait_until_chunk_ready(chunk_index, chunk_filepath, filesize_bytes)
+        chunk = ChunkFile(Path(chunk_filepath), np.dtype(self._dtype))
+        return np.array(chunk.item(index - begin))
+
+
+class ChunkFile:
+    """One mapped LitData chunk: ``uint32`` item count, ``uint32`` byte offsets, then the tokens.
+
+    Raises:
+        UserError: the file is missing or shorter than its header says.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        try:
+            raw: npt.NDArray[Any] = np.memmap(path, mode="r", dtype=np.uint8)
+            count = int(raw[:4].view(np.uint32)[0])
+            header = 4 * (count + 2)
+            self.offsets = (np.array(raw[4:header].view(np.uint32), dtype=np.int64) - header) // dtype.itemsize
+            self.tokens: npt.NDArray[Any] = raw[header:].view(dtype)
+        except (OSError, ValueError, IndexError) as error:
+            raise UserError(f"{path} is missing or damaged ({error}): build the store again") from error
+        if len(self.offsets) != count + 1 or self.offsets[-1] != len(self.tokens):
+            raise UserError(f"{path} is cut off: build the store again")
+
+    def item(self, index: int) -> npt.NDArray[Any]:
+        """A view of the tokens of item ``index`` of this chunk."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+
+class TokenStore:
+    """Reads any token range of any item as a slice of the mapped chunk.
+
+    Raises:
+        UserError: no finished store, or its chunks and its manifest disagree.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        dtype = np.dtype(self.manifest.dtype)
+        index = json.loads((folder / "index.json").read_text())
+        self._chunks = [ChunkFile(folder / chunk["filename"], dtype) for chunk in index["chunks"]]
+        sizes = np.array([len(chunk.offsets) - 1 for chunk in self._chunks], dtype=np.int64)
+        if sizes.sum() != self.manifest.items:
+            raise UserError(f"{folder} holds {sizes.sum()} items, not {self.manifest.items}: build the store again")
+        self._first = np.concatenate([[0], np.cumsum(sizes)])
+
+    def read(self, item: int, start: int, stop: int) -> npt.NDArray[Any]:
+        """Tokens ``[start, stop)`` of an item: a view into the mapped file, of shape ``(stop - start,)``."""
+        index = int(np.searchsorted(self._first, item, side="right")) - 1
+        chunk = self._chunks[index]
+        begin = chunk.offsets[item - self._first[index]]
+        return chunk.tokens[begin + start : begin + stop]
+
+    def items(self, columns: list[str] | None = None) -> pa.Table:
+        """The table of items, in the order of the store."""
+        return pq.read_table(self.folder / "items.parquet", columns=columns)
+
+
+@dataclass(frozen=True)
+class StoreSet:
+    """The stores of one data set: real documents, held-out ones, generations, thoughts.
+
+    Attributes:
+        real: the training documents.
+        validation: held-out documents, or None.
+        generations: segments of generations, by folder name.
+        thoughts: thoughts, or None.
+        tokenizer: the folder of the tokenizer that made them, or None.
+    """
+
+    folder: Path
+    real: TokenStore
+    validation: TokenStore | None
+    generations: tuple[TokenStore, ...]
+    thoughts: TokenStore | None
+    tokenizer: Path | None
+
+    @property
+    def all(self) -> tuple[TokenStore, ...]:
+        return tuple(
+            store for store in (self.real, self.validation, *self.generations, self.thoughts) if store is not None
+        )
+
+
+def open_stores(folder: Path) -> StoreSet:
+    """Open all finished stores in ``folder``.
+
+    Raises:
+        UserError: no store of real documents there, or stores made by different tokenizers.
+    """
+    found: dict[str, list[TokenStore]] = {"real": [], "validation": [], "generations": [], "thoughts": []}
+    for path in sorted(folder.glob("[!.]*/manifest.json")):
+        store = TokenStore(path.parent)
+        found[store.manifest.kind].append(store)
+    if not found["real"]:
+        raise UserError(f"{folder} holds no token store of real documents: build it with `megalit tokenize`")
+    for kind in ("real", "validation", "thoughts"):
+        if len(found[kind]) > 1:
+            names = " and ".join(store.folder.name for store in found[kind])
+            raise UserError(f"{folder} holds several {kind} stores ({names}): keep one of them there")
+    stores = StoreSet(
+        folder=folder,
+        real=found["real"][0],
+        validation=next(iter(found["validation"]), None),
+        generations=tuple(found["generations"]),
+        thoughts=next(iter(found["thoughts"]), None),
+        tokenizer=folder / "tokenizer" if (folder / "tokenizer").exists() else None,
+    )
+    for store in stores.all:
+        if store.manifest.tokenizer != stores.real.manifest.tokenizer:
+            raise UserError(
+                f"{store.folder} and {stores.real.folder} were made by different tokenizers: "
+                "build one of them again with the other's"
+            )
+    return stores
