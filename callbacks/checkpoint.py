@@ -20,7 +20,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint to a temporary name, flushes it to the disk and renames it."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_atomic(Path(path), lambda file: torch.save(checkpoint, file))
+        try:
+            write_atomic(Path(path), lambda file: torch.save(checkpoint, file))
+        except RuntimeError as error:
+            # torch's writer covers what the disk said with an error of its own.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 class Checkpoint(callbacks.Checkpoint):

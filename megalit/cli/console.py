@@ -1,16 +1,20 @@
 """What the verbs say while they work: on standard error, so that results can be piped."""
 
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from rich.console import Console
 
-console = Console(stderr=True, highlight=False)
+# Every rank runs the same command; the first one speaks.
+_rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+console = Console(stderr=True, highlight=False, quiet=_rank != "0")
 
 
 class Step:
-    """A counted piece of work: a live line on a terminal, a line every ten seconds elsewhere."""
+    """A counted piece of work: a live line on a terminal, a line every ten seconds elsewhere.
+
+    Work that is over at once, because its result is there already, says nothing.
+    """
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -32,19 +36,8 @@ class Step:
     def __enter__(self) -> "Step":
         if self._status:
             self._status.start()
-        else:
-            console.print(self._title)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._status:
             self._status.stop()
-
-
-@contextmanager
-def step(title: str, done: str = "") -> Iterator[Step]:
-    """Show that ``title`` is under way; print ``done`` when it ends well."""
-    began = time.monotonic()
-    with Step(title) as shown:
-        yield shown
-    console.print(f"{done or title} [dim]({time.monotonic() - began:.1f} s)[/dim]")

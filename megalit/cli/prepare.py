@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megalit.cli.console import console, step
+from megalit.cli.console import Step, console
 from megalit.corpus.build import CorpusSettings, build_corpus, input_state
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.errors import UserError
 from megalit.files import lock, new_folder, read_json, write_json
-from megalit.streams.building import build_stores
 from megalit.synthesis.token_noise import TokenNoise, generate_token_noise
 
 
@@ -88,7 +87,7 @@ def ensure_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
                 raise UserError(f"{state['name']} has changed since {folder} was built: choose another folder")
         return corpus
     _refuse_foreign(folder)
-    with step(f"reading documents from {', '.join(settings.inputs) or 'nothing'}") as shown:
+    with Step(f"reading documents from {', '.join(settings.inputs)}") as shown:
         corpus = build_corpus(settings, folder, lambda count: shown.update(count, "documents"))
     counts = corpus.manifest["documents"]
     removed = corpus.manifest["duplicates_removed"]
@@ -105,8 +104,9 @@ def _ensure_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path) -> Non
         _same_settings(folder, read_json(folder / "manifest.json")["settings"], asdict(recipe))
         return
     _refuse_foreign(folder)
-    with step(f"token noise: {recipe.count} generations for each training document"):
-        generate_token_noise(recipe, corpus, folder)
+    with Step("token noise") as shown:
+        rows = generate_token_noise(recipe, corpus, folder, lambda count: shown.update(count, "generations"))
+    console.print(f"token noise: {rows:,} generations, {recipe.count} for each training document")
 
 
 def ensure_stores(
@@ -116,13 +116,17 @@ def ensure_stores(
     folder: Path,
 ) -> None:
     """Build the tokenizer, if it is to be trained, and the stores that are missing. To be called under a lock."""
+    # Imported here: it brings torch along, which `megalit corpus` does without.
+    from megalit.streams.building import build_stores
+
     tokenizer = _ensure_tokenizer(corpus, settings, folder / "tokenizer")
-    with step("tokenizing") as shown:
-        manifests = build_stores(
+    title = "tokenizing"
+    with Step(title) as shown:
+        built = build_stores(
             corpus, generations, tokenizer, folder, lambda name, items: shown.update(items, f"items of {name}")
         )
-    for manifest in manifests:
-        console.print(f"  {manifest.kind}: {manifest.items:,} items, {manifest.tokens:,} tokens")
+    for manifest in built:
+        console.print(f"tokenized: {manifest.kind}, {manifest.items:,} items, {manifest.tokens:,} tokens")
 
 
 def _ensure_tokenizer(corpus: Corpus, settings: TokenizerSettings, folder: Path) -> Tokenizer:
@@ -132,7 +136,8 @@ def _ensure_tokenizer(corpus: Corpus, settings: TokenizerSettings, folder: Path)
         return Tokenizer(str(folder))
     _refuse_foreign(folder)
     if settings.name is None:
-        with step(f"training a tokenizer with {settings.vocabulary_size:,} tokens"), new_folder(folder) as temporary:
+        console.print(f"training a tokenizer with {settings.vocabulary_size:,} tokens")
+        with new_folder(folder) as temporary:
             train_bpe(corpus.texts(TRAIN), settings.vocabulary_size, temporary)
             write_json(temporary / marker.name, asdict(settings))
     else:

@@ -53,14 +53,17 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run with another configuration, or something else.
         """
-        if overwrite:
-            self._clear()
         saved = self.path / CONFIG
-        if not saved.exists():
+        if overwrite and saved.exists():
+            self._clear()
+        elif not saved.exists():
             strangers = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
             if any(not name.startswith(".") for name in strangers):
                 raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
-            return
+        else:
+            self._compare(saved, config)
+
+    def _compare(self, saved: Path, config: dict[str, Any]) -> None:
         difference = _difference(yaml.safe_load(saved.read_text()), config, "")
         if difference:
             raise UserError(

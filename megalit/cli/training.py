@@ -80,6 +80,7 @@ def _quiet() -> None:
     """Silence what a user of megalit can do nothing about."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     for pattern in (
         ".*LightningCLI's args parameter.*",  # the verbs call it so on purpose
         ".*does not have many workers.*",  # windows are slices of mapped files

@@ -263,7 +263,8 @@ class LanguageModel(lightning.LightningModule):
         names = list(getattr(getattr(self.trainer, "datamodule", None), "suites", {}))
         for index, metric in sorted(self._validation.items()):
             name = names[index] if index < len(names) else str(index)
-            self.log(f"validation/{name}", metric.compute().float())
+            # The metric has summed over ranks already; averaging equal values keeps Lightning content.
+            self.log(f"validation/{name}", metric.compute().float(), sync_dist=True)
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step

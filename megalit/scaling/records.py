@@ -78,7 +78,9 @@ def read_record(folder: Path) -> RunRecord:
     if not path.exists():
         raise UserError(f"{folder} holds no record of a run: train one with `megalit fit`")
     value = read_json(path)
-    if not isinstance(value, dict) or value.get("format", 0) > FORMAT:
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is no record of a run: move it away")
+    if value.get("format", 0) > FORMAT:
         raise UserError(f"{path} was written by a newer megalit: upgrade megalit")
     try:
         for name in ("training_curve", "validation_curve"):

@@ -25,6 +25,7 @@ from megalit.streams.store import ITEMS, Kind, Manifest, TokenStore
 
 CHUNK_BYTES = 64 * 1024 * 1024
 Rows = Iterator[list[dict[str, Any]]]
+Progress = Callable[[str, int], None]
 
 
 def real_rows(corpus: Corpus, split: str) -> Rows:
@@ -58,11 +59,12 @@ def build_store(
     rows: Rows,
     tokenizer: Tokenizer,
     origin: dict[str, Any],
-    progress: Callable[[int], None] = lambda items: None,
+    progress: Progress = lambda store, items: None,
 ) -> Manifest:
     """Tokenize ``rows`` into a new store at ``folder``, which appears when it is verified.
 
-    Call it under :func:`megalit.files.lock`. ``progress`` is told the number of items written.
+    Call it under :func:`megalit.files.lock`. ``progress`` is told the store's name and the number of items
+    written.
 
     Raises:
         UserError: nothing to write, or what was written does not read back the same.
@@ -84,7 +86,7 @@ def build_store(
                     text_bytes += size
                     columns = {name: row.get(name) for name in ITEMS.names}
                     table.write({**columns, "tokens": len(data), "bytes": size})
-                progress(table.rows)
+                progress(folder.name, table.rows)
         if not table.rows:
             raise UserError(f"there is nothing to tokenize for {folder}: its corpus has no {kind} rows")
         _finish_chunks(writer, temporary)
@@ -148,7 +150,7 @@ def build_stores(
     generations: Iterable[tuple[str, Path, dict[str, Any]]],
     tokenizer: Tokenizer,
     output: Path,
-    progress: Callable[[str, int], None] = lambda store, items: None,
+    progress: Progress = lambda store, items: None,
 ) -> list[Manifest]:
     """Build every store of a data set that is not there yet.
 
@@ -158,6 +160,9 @@ def build_stores(
         tokenizer: encodes all of them.
         output: the folder of the stores, one sub-folder each.
         progress: told the store's name and the number of items written.
+
+    Returns:
+        The manifests of the stores that were built.
 
     Raises:
         UserError: a store is there that was built from something else.
@@ -173,23 +178,15 @@ def build_stores(
         plan.append((name, "generations", generation_rows(path), {**source, "recipe": origin}))
     if corpus.manifest["thoughts"]:
         plan.append(("thoughts", "thoughts", thought_rows(corpus, tokenizer), source))
-    manifests = []
+    built = []
     for name, kind, rows, origin in plan:
         folder = output / name
-        if stores.exists(folder):
-            manifest = stores.read_manifest(folder)
-            if manifest.origin != origin or manifest.tokenizer != tokenizer.fingerprint:
-                raise UserError(
-                    f"{folder} was built from another corpus or tokenizer: choose another folder for the stores"
-                )
-        else:
-            manifest = build_store(
-                folder,
-                kind,
-                rows,
-                tokenizer,
-                origin,
-                lambda items, name=name: progress(name, items),  # type: ignore[misc]
+        if not stores.exists(folder):
+            built.append(build_store(folder, kind, rows, tokenizer, origin, progress))
+            continue
+        manifest = stores.read_manifest(folder)
+        if manifest.origin != origin or manifest.tokenizer != tokenizer.fingerprint:
+            raise UserError(
+                f"{folder} was built from another corpus or tokenizer: choose another folder for the stores"
             )
-        manifests.append(manifest)
-    return manifests
+    return built

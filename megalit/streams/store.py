@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from litdata.streaming.item_loader import Interval, TokensLoader
+from litdata.streaming.item_loader import BaseItemLoader, Interval
 
 from megalit.errors import UserError
 from megalit.files import read_json
@@ -92,7 +92,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} is no manifest of a token store ({error}): build the store again") from error
 
 
-class DocumentLoader(TokensLoader):
+class DocumentLoader(BaseItemLoader):
     """LitData item loader for stores: item *i* is the tokens of document *i*, whatever its length.
 
     ``StreamingDataset(folder, item_loader=DocumentLoader())`` reads a store with LitData alone.
@@ -106,13 +106,23 @@ class DocumentLoader(TokensLoader):
             begin = end
         return intervals
 
+    def pre_load_chunk(self, chunk_index: int, chunk_filepath: str) -> None:
+        """Nothing to do: chunks are mapped when they are read."""
+
     def load_item_from_chunk(
         self, index: int, chunk_index: int, chunk_filepath: str, begin: int, filesize_bytes: int
     ) -> npt.NDArray[Any]:
         """The tokens of one item, as a copy of shape ``(tokens,)``."""
         self._wait_until_chunk_ready(chunk_index, chunk_filepath, filesize_bytes)
-        chunk = ChunkFile(Path(chunk_filepath), np.dtype(self._dtype))
-        return np.array(chunk.item(index - begin))
+        item: bytes = ChunkFile(Path(chunk_filepath), np.dtype(np.uint8)).item(index - begin).tobytes()
+        return np.asarray(self._serializers_list[0].deserialize(item))
+
+    def delete(self, chunk_index: int, chunk_filepath: str) -> None:
+        Path(chunk_filepath).unlink(missing_ok=True)
+
+    def encode_data(self, data: list[bytes], sizes: list[int], flattened: list[Any]) -> tuple[bytes, int]:
+        """An item on disk is the bytes of its tokens and nothing else."""
+        return data[0], len(flattened[0])
 
 
 class ChunkFile:

@@ -7,6 +7,7 @@ given there, so they are settings here.
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -70,8 +71,12 @@ def _swap(word: str, other: str) -> str:
     return other.rstrip() + word[len(bare) :]
 
 
-def generate_token_noise(recipe: TokenNoise, corpus: Corpus, output: Path) -> None:
+def generate_token_noise(
+    recipe: TokenNoise, corpus: Corpus, output: Path, progress: Callable[[int], None] = lambda generations: None
+) -> int:
     """Write ``recipe.count`` generations of every training document to the folder ``output``.
+
+    Returns their number; ``progress`` is told it on the way.
 
     The folder holds ``generations.parquet`` in the corpus' schema and a manifest, and appears as a
     whole. Call it under :func:`megalit.files.lock`.
@@ -91,6 +96,7 @@ def generate_token_noise(recipe: TokenNoise, corpus: Corpus, output: Path) -> No
                             "text": recipe.generate(row["id"], row["text"], index),
                         }
                     )
+                progress(writer.rows)
         manifest = {
             "format": tables.FORMAT,
             "kind": "generations",
@@ -99,3 +105,4 @@ def generate_token_noise(recipe: TokenNoise, corpus: Corpus, output: Path) -> No
             "rows": writer.rows,
         }
         write_json(folder / "manifest.json", manifest)
+    return writer.rows

@@ -1,0 +1,77 @@
+"""Running verbs: in this process where that is enough, in a process of their own where it matters."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from data_sets import DataSet, make_rows, write_jsonl
+
+from megalit import cli
+
+SMALL = """
+run: run
+data:
+  class_path: StitchedStream
+  init_args: {generations: 3, context_length: 32, global_batch: 4, total_tokens: 5000}
+model: {shape: nano, learning_rate: 0.01}
+checkpoint: {every_n_steps: 5}
+record: {every_n_steps: 1}
+trainer: {accelerator: cpu, devices: 1, val_check_interval: 0.5}
+"""
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run ``megalit`` in this process, in a folder of its own; give its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def megalit(*arguments: str | Path) -> int:
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return megalit
+
+
+@pytest.fixture
+def small(tmp_path: Path, data_set: DataSet) -> Path:
+    """A configuration that trains for a second on finished stores."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL.replace("init_args: {", f"init_args: {{stores: '{data_set.folder}', "))
+    return path
+
+
+@pytest.fixture
+def from_files(tmp_path: Path) -> Path:
+    """A configuration that prepares its data from a file of the user's."""
+    write_jsonl(tmp_path / "documents.jsonl", make_rows(40))
+    path = tmp_path / "from_files.yaml"
+    prepare = """
+prepare:
+  folder: data
+  corpus: {inputs: [documents.jsonl], validation_fraction: 0.2}
+  tokenizer: {vocabulary_size: 300}
+"""
+    path.write_text(SMALL + prepare)
+    return path
+
+
+def start(*arguments: str | Path, folder: Path, **options: object) -> "subprocess.Popen[str]":
+    """Start ``megalit`` as a process of its own."""
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "megalit", *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,  # type: ignore[call-overload]
+    )

@@ -1,0 +1,205 @@
+"""``megalit fit`` from a configuration to a finished run folder, and back to it."""
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from data_sets import DataSet, make_rows, write_jsonl
+from running import Run, start
+
+from megalit.scaling.records import read_record
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(point.step, point.losses["train"]) for point in read_record(folder).training_curve]
+
+
+def test_a_run_leaves_everything_in_its_folder(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert run("fit", "--config", small) == 0
+    said = capsys.readouterr().err
+    folder = tmp_path / "run"
+    record = read_record(folder)
+    assert record.status == "finished"
+    assert record.steps == record.plan["steps"] == 40
+    assert [step for step, _ in losses(folder)] == list(range(1, 41))
+    assert [point.step for point in record.validation_curve] == [20, 40]
+    loss = record.losses["iid"]
+    assert 0 < loss["nats_per_token"] < 5
+    # 1 token holds more than 1 byte here, so bits per byte stay below bits per token.
+    assert 0 < loss["bits_per_byte"] < loss["nats_per_token"] / 0.6931
+    assert record.tokens_seen == {"real": 40 * 32, "stitched": 3 * 40 * 32}
+    assert 0 < record.synthetic_share < 0.75
+    assert record.parameters["total"] > record.parameters["non_embedding"] > 0
+    assert record.flops > 6 * record.parameters["non_embedding"] * 5120
+    assert record.seeds == {"model": 0, "data": 0}
+    assert record.config["model"]["shape"] == "nano"
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "step-000000035.ckpt",
+        "step-000000040.ckpt",
+    ]
+    assert list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").open()))
+    for words in ("plan", "stitched", "75.0%", "40 steps", "validation loss, iid", "unique real tokens", "tokens/s"):
+        assert words in said
+
+
+def test_a_finished_run_is_not_run_again(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert run("fit", "--config", small) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    assert run("fit", "--config", small) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_the_saved_configuration_repeats_the_run(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("fit", "--config", small, "--seed_everything", "7") == 0
+    assert run("fit", "--config", tmp_path / "run" / "config.yaml", "--run", "again") == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "again")
+    assert read_record(tmp_path / "again").seeds == {"model": 7, "data": 7}
+
+
+def test_model_and_data_seed_can_be_set_apart(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("fit", "--config", small, "--model.seed", "3") == 0
+    assert run("fit", "--config", small, "--data.seed", "3", "--run", "other") == 0
+    assert read_record(tmp_path / "run").seeds == {"model": 3, "data": 0}
+    assert read_record(tmp_path / "other").seeds == {"model": 0, "data": 3}
+    assert losses(tmp_path / "run")[0] != losses(tmp_path / "other")[0]
+
+
+def test_another_configuration_does_not_continue_a_run(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert run("fit", "--config", small) == 0
+    assert run("fit", "--config", small, "--model.learning_rate", "0.5") == 2
+    assert "model.learning_rate (0.01, not 0.5)" in capsys.readouterr().err
+    assert run("fit", "--config", small, "--model.learning_rate", "0.02", "--overwrite", "true") == 0
+    assert read_record(tmp_path / "run").config["model"]["learning_rate"] == 0.02
+
+
+def test_overwriting_removes_only_what_the_program_made(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("fit", "--config", small) == 0
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert run("fit", "--config", small, "--overwrite", "true") == 0
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+STREAMS = {
+    "RealStream": (["--data", "RealStream"], {"real": 40}),
+    "SimpleStream": (["--data", "SimpleStream"], {"real": 10, "simple": 30}),
+    "first": (["--data.real_document", "first"], {"real": 10, "stitched": 30}),
+    "absent": (["--data.real_document", "absent"], {"real": 10, "stitched": 30}),
+    "LatentThoughtStream": (["--data", "LatentThoughtStream"], {"real": 10, "latent_thoughts": 30}),
+    "all synthetic": (["--data.synthetic_fraction", "1"], {"stitched": 40}),
+    "no synthetic": (["--data.synthetic_fraction", "0"], {"real": 40}),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_the_same_configuration_trains_every_stream_with_one_flag(
+    stream: str, run: Run, small: Path, tmp_path: Path
+) -> None:
+    flags, expected = STREAMS[stream]
+    assert run("fit", "--config", small, *flags) == 0
+    record = read_record(tmp_path / "run")
+    assert record.status == "finished"
+    assert record.tokens_seen == {name: windows * 4 * 32 for name, windows in expected.items()}
+    assert record.losses["iid"]["nats_per_token"] < 5.2
+
+
+def test_configurations_compose(run: Run, small: Path, tmp_path: Path) -> None:
+    simple = Path(__file__).parents[2] / "configs" / "stream" / "simple.yaml"
+    assert run("fit", "--config", small, "--config", simple, "--data.generations", "2") == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["data"]["class_path"].endswith("SimpleStream")
+    assert config["data"]["init_args"]["generations"] == 2
+    assert config["data"]["init_args"]["context_length"] == 32
+
+
+@pytest.mark.parametrize("epochs", [0.5, 2])
+def test_run_length_follows_from_real_epochs(run: Run, small: Path, tmp_path: Path, epochs: float) -> None:
+    flags = ["--data.total_tokens", "null", "--data.real_epochs", str(epochs), "--data.synthetic_fraction", "0.5"]
+    assert run("fit", "--config", small, *flags) == 0
+    plan = read_record(tmp_path / "run").plan
+    real = next(stream for stream in plan["streams"] if stream["name"] == "real")
+    exact_windows = real["windows_per_epoch"] * epochs / 0.5
+    assert plan["steps"] == -(-exact_windows // 4)
+    assert epochs <= real["windows"] / real["windows_per_epoch"] < epochs + 2 / real["windows_per_epoch"] + 1e-9
+
+
+def test_from_a_users_file_to_a_run(run: Run, from_files: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    """Preparation happens once; other streams reuse it."""
+    assert run("fit", "--config", from_files) == 0
+    stores = tmp_path / "data" / "stores"
+    assert {path.name for path in stores.iterdir()} == {"real", "validation", "generations", "thoughts", "tokenizer"}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*") if path.suffix != ".lock"}
+    capsys.readouterr()
+    assert run("fit", "--config", from_files, "--data", "SimpleStream", "--run", "simple") == 0
+    said = capsys.readouterr().err
+    assert "tokenized" not in said
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*") if path.suffix != ".lock"}
+    assert after == before
+
+
+def test_corpus_then_tokenize_then_fit(run: Run, small: Path, data_set: DataSet, tmp_path: Path) -> None:
+    rows = make_rows(30, seed=5)
+    write_jsonl(tmp_path / "a.jsonl", rows[:20])
+    write_jsonl(tmp_path / "b.jsonl", rows[20:])
+    assert run("corpus", "--inputs", "[a.jsonl, b.jsonl]", "--validation_fraction", "0.2", "--output", "corpus") == 0
+    assert (
+        run("tokenize", "--corpus", "corpus", "--output", "stores", "--tokenizer.name", data_set.folder / "tokenizer")
+        == 0
+    )
+    assert run("fit", "--config", small, "--data.stores", "stores") == 0
+    sources = set(json.loads((tmp_path / "corpus" / "manifest.json").read_text())["settings"]["inputs"])
+    assert sources == {"a.jsonl", "b.jsonl"}
+
+
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_measuring_a_run_gives_its_final_loss(verb: str, run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert run("fit", "--config", small) == 0
+    capsys.readouterr()
+    assert run(verb, "--config", small) == 0
+    name, value = capsys.readouterr().out.split()
+    assert name == "iid"
+    assert float(value) == pytest.approx(read_record(tmp_path / "run").losses["iid"]["nats_per_token"], abs=1e-5)
+
+
+def test_measuring_without_a_checkpoint_says_what_to_do(run: Run, small: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert run("validate", "--config", small) == 2
+    assert "holds no checkpoint: train it with `megalit fit`" in capsys.readouterr().err
+
+
+def test_a_killed_run_continues_to_bit_identical_weights(run: Run, small: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle, the same command again: the same weights and the same record of losses."""
+    flags = ("fit", "--config", small, "--data.total_tokens", "40000", "--trainer.deterministic", "true")
+    victim = start(*flags, "--run", "killed", folder=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed" / "checkpoints").glob("step-*.ckpt")):
+        assert victim.poll() is None, victim.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert not (tmp_path / "killed" / "record.json").exists() or read_record(tmp_path / "killed").status == "running"
+
+    again = start(*flags, "--run", "killed", folder=tmp_path)
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert "continuing from" in said
+    undisturbed = start(*flags, "--run", "whole", folder=tmp_path)
+    _, said = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, said
+
+    killed, whole = (
+        torch.load(max((tmp_path / name / "checkpoints").glob("*.ckpt")), weights_only=True)
+        for name in ("killed", "whole")
+    )
+    assert killed["global_step"] == whole["global_step"] == 313
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(killed["state_dict"][name], value), name
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert read_record(tmp_path / "killed").losses == read_record(tmp_path / "whole").losses

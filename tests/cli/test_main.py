@@ -1,0 +1,71 @@
+"""The entry point."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from running import Run
+
+from megalit.cli import VERBS
+from megalit.cli.parsing import one_line
+
+
+def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from megalit.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'jsonargparse', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for verb in VERBS:
+        assert f"\n  {verb} " in result.stdout
+
+
+def test_an_unknown_verb_lists_the_known_ones(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train") == 2
+    assert "'train' is no verb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help(verb: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, "--help") == 0
+    assert "--config" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["corpus", "tokenize"])
+def test_each_verb_prints_its_configuration(verb: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(verb, "--print_config") == 0
+    assert "output" in yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+def test_training_verbs_print_their_configuration(
+    verb: str, run: Run, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(verb, "--config", small, "--print_config") == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["shape"] == "nano"
+
+
+def test_a_bug_is_not_dressed_up_as_a_user_error() -> None:
+    """Only what a user can mend is caught; anything else keeps its traceback."""
+    code = (
+        "from megalit import cli\n"
+        "cli.VERBS['corpus'] = cli.Verb('', 'megalit.cli:_broken')\n"
+        "def broken(verb, arguments): raise ZeroDivisionError\n"
+        "cli._broken = broken\n"
+        "cli.main(['corpus'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr
+
+
+def test_parser_errors_become_one_line() -> None:
+    error = ValueError(
+        "Parser key \"data\":\n  Errors:\n    - Expected a <class 'NoneType'>\n    - Option 'x' is not accepted"
+    )
+    assert one_line(error).startswith("data.x: there is no such setting")

@@ -1,0 +1,23 @@
+"""Small real data sets: a corpus, a tokenizer and token stores, made once per test session."""
+
+import pytest
+from data_sets import DataSet, make_rows, write_jsonl
+
+from megalit.corpus.build import CorpusSettings, build_corpus
+from megalit.corpus.tables import TRAIN
+from megalit.corpus.tokenizers import Tokenizer, train_bpe
+from megalit.streams.building import build_stores
+from megalit.streams.store import open_stores
+
+
+@pytest.fixture(scope="session")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    """60 documents with generations and some with thoughts, 20% held out."""
+    folder = tmp_path_factory.mktemp("data_set")
+    rows = make_rows(60)
+    path = write_jsonl(folder / "documents.jsonl", rows)
+    corpus = build_corpus(CorpusSettings([str(path)], validation_fraction=0.2), folder / "corpus")
+    train_bpe(corpus.texts(TRAIN), 300, folder / "stores" / "tokenizer")
+    tokenizer = Tokenizer(str(folder / "stores" / "tokenizer"))
+    build_stores(corpus, [], tokenizer, folder / "stores")
+    return DataSet({row["id"]: row for row in rows}, corpus, tokenizer, open_stores(folder / "stores"))

@@ -1,0 +1,54 @@
+"""The mixture is exact at every sample, and in closed form."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megalit.errors import UserError
+from megalit.streams.schedule import Schedule, exact
+
+weights = st.lists(st.integers(1, 40), min_size=1, max_size=6)
+
+
+def shares_of(parts: list[int]) -> list[Fraction]:
+    return [Fraction(part, sum(parts)) for part in parts]
+
+
+@given(weights, st.integers(1, 400))
+def test_every_stream_stays_within_one_window_of_its_share(parts: list[int], samples: int) -> None:
+    schedule = Schedule(shares_of(parts))
+    streams, _ = schedule.locate(np.arange(samples))
+    for stream, share in enumerate(shares_of(parts)):
+        counts = np.cumsum(streams == stream)
+        assert all(abs(int(count) - (k + 1) * share) < 1 for k, count in enumerate(counts))
+
+
+@given(weights, st.integers(0, 1000), st.integers(1, 100))
+def test_each_streams_windows_come_in_order_without_gap(parts: list[int], first: int, samples: int) -> None:
+    """From any starting point: the closed form needs no replay."""
+    schedule = Schedule(shares_of(parts))
+    streams, ordinals = schedule.locate(np.arange(first, first + samples))
+    before = schedule.counts(first)
+    for stream in range(len(parts)):
+        mine = ordinals[streams == stream]
+        assert mine.tolist() == list(range(before[stream], before[stream] + len(mine)))
+    assert schedule.counts(first + samples).sum() == first + samples
+
+
+def test_three_quarters_is_three_of_four() -> None:
+    schedule = Schedule([exact(0.25), exact(0.75)])
+    streams, _ = schedule.locate(np.arange(64))
+    assert [int((streams[i : i + 4] == 1).sum()) for i in range(0, 64, 4)] == [3] * 16
+
+
+def test_shares_must_sum_to_one() -> None:
+    with pytest.raises(UserError, match="sum of 1"):
+        Schedule([Fraction(1, 2), Fraction(1, 3)])
+
+
+def test_shares_of_too_fine_a_grain_are_refused() -> None:
+    with pytest.raises(UserError, match="too fine"):
+        Schedule([exact(0.123456789), 1 - exact(0.123456789)])
