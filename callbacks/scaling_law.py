@@ -86,7 +86,7 @@ class ScalingLaw(lightning.Callback):
             losses={
                 suite: {
                     "nats_per_token": loss,
-                    "bits_per_byte": bits_per_byte(loss, data.suites[suite].targets, data.suite_bytes[suite]),
+                    "bits_per_byte": bits_per_byte(loss, data.suites[suite].targets, data.suites[suite].text_bytes),
                 }
                 for suite, loss in latest.items()
             },

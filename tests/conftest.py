@@ -1,5 +1,9 @@
 """Small real data sets: a corpus, a tokenizer and token stores, made once per test session."""
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from data_sets import DataSet, make_rows, write_jsonl
 
@@ -8,6 +12,15 @@ from megalit.corpus.tables import TRAIN
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.streams.building import build_stores
 from megalit.streams.store import open_stores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the plans of test runs out of the user's own."""
+    folder = tmp_path_factory.mktemp("plans")
+    os.environ["MEGALIT_PLANS"] = str(folder)
+    yield folder
+    del os.environ["MEGALIT_PLANS"]
 
 
 @pytest.fixture(scope="session")

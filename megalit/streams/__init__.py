@@ -6,13 +6,13 @@
         |           + one row per item: document, generation, token count
     PieceTables     stores joined by document, as arrays
         |
-    ordering        pure function -> spans (store, item, start, stop): real, simple, stitched, ...
+    ordering        pure function -> rows of the table: real, simple, stitched, latent thoughts
         |
-    packing         spans -> windows of L + 1 tokens
+    packing         rows -> windows of L + 1 tokens
         |
-    Stream          sources + ordering: any window of any epoch
+    Stream          tables + ordering: any window of any epoch
         |
-    Schedule        sample k of the run -> (stream, epoch, window), in closed form
+    Mixture         streams + schedule: sample k of the run -> (stream, epoch, window), closed form
         |
     StreamDataModule   a LightningDataModule: one loader item is one optimizer step
 
@@ -20,12 +20,14 @@ The streams differ only in the order of documents before they are cut into windo
 are stored once and a stream is a function over indices (design: one store, many streams).
 """
 
-from megalit.streams.datamodule import (
-    LatentThoughtStream,
-    RealStream,
-    SimpleStream,
-    StitchedStream,
-    StreamDataModule,
-)
+from megalit.streams.datamodule import RealStream, StreamDataModule
+from megalit.streams.named import LatentThoughtStream, MixtureStream, SimpleStream, StitchedStream
 
-__all__ = ["LatentThoughtStream", "RealStream", "SimpleStream", "StitchedStream", "StreamDataModule"]
+__all__ = [
+    "LatentThoughtStream",
+    "MixtureStream",
+    "RealStream",
+    "SimpleStream",
+    "StitchedStream",
+    "StreamDataModule",
+]

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from megalit.streams.packing import PackedTokens, TokenSource
-from megalit.streams.schedule import Schedule
+from megalit.streams.packing import PackedTokens, split_targets
+from megalit.streams.schedule import PhasedSchedule
 from megalit.streams.stream import Stream
 
 
@@ -31,46 +31,71 @@ class Batch(TypedDict):
 class ScheduledWindows(Dataset[Batch]):
     """Item ``samples`` is the batch of these samples of the run."""
 
-    def __init__(self, streams: list[Stream], schedule: Schedule) -> None:
+    def __init__(self, streams: list[Stream], schedule: PhasedSchedule) -> None:
         self._streams = streams
         self._schedule = schedule
 
     def __getitem__(self, samples: Any) -> Batch:
         wanted = np.asarray(samples, dtype=np.int64)
         numbers, ordinals = self._schedule.locate(wanted)
-        rows = []
-        for sample, number, ordinal in zip(wanted, numbers, ordinals, strict=True):
+        windows = np.empty((len(wanted), self._streams[0].context_length + 1), dtype=np.int64)
+        written = np.empty(len(wanted), dtype=np.int64)
+        provenance = np.empty((len(wanted), 4), dtype=np.int64)
+        for row, (sample, number, ordinal) in enumerate(
+            zip(wanted.tolist(), numbers.tolist(), ordinals.tolist(), strict=True)
+        ):
             stream = self._streams[number]
-            epoch, position = divmod(int(ordinal), stream.windows)
-            tokens, targets, window = stream.window(epoch, position)
-            rows.append((tokens, targets, (sample, number, epoch, window)))
-        return _stack(rows)
+            epoch, position = divmod(ordinal, stream.windows)
+            window, written[row] = stream.fill(windows[row], epoch, position)
+            provenance[row] = sample, number, epoch, window
+        return _batch(windows, written, provenance)
 
 
 class SuiteWindows(Dataset[Batch]):
-    """The windows of a validation suite, in order; item ``windows`` is the batch of these."""
+    """The windows of a validation suite, in order; item ``windows`` is the batch of these.
 
-    def __init__(self, packed: PackedTokens, context_length: int, sources: list[TokenSource]) -> None:
+    Args:
+        packed: the suite's documents, end to end.
+        context_length: tokens in a window.
+        text_bytes: bytes of UTF-8 text behind them.
+        separate: start a window with each document, instead of where the last one ended.
+
+    Attributes:
+        windows: how many there are.
+        targets: how many tokens they predict.
+    """
+
+    def __init__(self, packed: PackedTokens, context_length: int, text_bytes: int, separate: bool) -> None:
         self._packed = packed
         self._context_length = context_length
-        self._sources = sources
-        self.windows = packed.windows(context_length)
-        # Every token but the first.
-        self.targets = packed.tokens - 1
+        self.text_bytes = text_bytes
+        # A document is BOS, text, EOS: three pieces.
+        ends = packed.ends[2::3] if separate else packed.ends[-1:]
+        begins = np.concatenate([[0], ends[:-1]])
+        counts = -(-(ends - begins - 1) // context_length)
+        self._begin = np.repeat(begins, counts) + context_length * (
+            np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        )
+        self._end = np.minimum(self._begin + context_length + 1, np.repeat(ends, counts))
+        self.windows = len(self._begin)
+        self.targets = int((self._end - self._begin - 1).sum())
 
-    def __getitem__(self, windows: Any) -> Batch:
-        rows = []
-        for window in windows:
-            tokens, targets = self._packed.window(int(window), self._context_length, self._sources)
-            rows.append((tokens, targets, (window, 0, 0, window)))
-        return _stack(rows)
+    def __getitem__(self, numbers: Any) -> Batch:
+        windows = np.empty((len(numbers), self._context_length + 1), dtype=np.int64)
+        written = np.empty(len(numbers), dtype=np.int64)
+        provenance = np.empty((len(numbers), 4), dtype=np.int64)
+        for row, number in enumerate(numbers):
+            written[row] = self._packed.fill(windows[row], int(self._begin[number]), int(self._end[number]))
+            provenance[row] = number, 0, 0, number
+        return _batch(windows, written, provenance)
 
 
-def _stack(rows: list[Any]) -> Batch:
+def _batch(windows: Any, written: Any, provenance: Any) -> Batch:
+    tokens, targets = split_targets(windows, written)
     return {
-        "tokens": torch.from_numpy(np.stack([row[0] for row in rows])),
-        "targets": torch.from_numpy(np.stack([row[1] for row in rows])),
-        "provenance": torch.from_numpy(np.array([row[2] for row in rows], dtype=np.int64)),
+        "tokens": torch.from_numpy(tokens),
+        "targets": torch.from_numpy(targets),
+        "provenance": torch.from_numpy(provenance),
     }
 
 

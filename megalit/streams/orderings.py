@@ -1,73 +1,39 @@
-"""Orderings: in which order the tokens of a data set stand before they are cut into windows.
+"""Orderings: in which order the pieces of a data set stand before they are cut into windows.
 
-An ordering is a pure function (tables, random generator) -> spans. The streams of the megadocs
-paper (arXiv 2603.18534, section 3) differ in nothing else. A new stream is one class here.
+An ordering is a pure function (tables, random generators) -> row numbers of the piece table. The
+streams of the megadocs paper (arXiv 2603.18534, section 3) differ in nothing else. A new stream is
+one class here.
 
-Spans are an ``int32`` array of shape ``(spans, 4)``; its columns are
-
-- 0, ``STORE``: number of the source; 0 is the literals (BOS, EOS, thought markers)
-- 1, ``ITEM``: item in that source
-- 2, ``START`` and 3, ``STOP``: token range in that item
-
-Every document and every generation keeps its own BOS and EOS, also inside a megadoc, so simple
-and stitched streams hold identical tokens. (The paper does not say; this is our choice.)
+By default every document and every generation keeps its own BOS and EOS, also inside a megadoc, so
+that simple and stitched streams hold identical tokens. (The paper does not say what separates the
+pieces; this is our choice, and ``separator`` another.)
 """
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from megalit.errors import UserError
-from megalit.streams.pieces import Integers, Pieces, PieceTables
+from megalit.streams.pieces import BOS, EOS, EOS_BOS, SEPARATOR, THOUGHT_END, THOUGHT_START, Integers, PieceTables, Rows
 
-STORE, ITEM, START, STOP = range(4)
-Spans = npt.NDArray[np.int32]
 RealDocument = Literal["last", "first", "absent"]
-
-
-@dataclass(frozen=True)
-class Literals:
-    """Tokens that stand in no document: BOS, EOS and the markers around a thought.
-
-    They form source 0, a single item of all of them in a row.
-    """
-
-    bos: int
-    eos: int
-    thought_start: tuple[int, ...] = ()
-    thought_end: tuple[int, ...] = ()
-
-    @property
-    def tokens(self) -> npt.NDArray[np.int32]:
-        return np.array([self.bos, self.eos, *self.thought_start, *self.thought_end], dtype=np.int32)
-
-    def read(self, item: int, start: int, stop: int) -> npt.NDArray[np.int32]:
-        return self.tokens[start:stop]
-
-    @property
-    def thought_start_span(self) -> tuple[int, int]:
-        return 2, 2 + len(self.thought_start)
-
-    @property
-    def thought_end_span(self) -> tuple[int, int]:
-        stop = self.thought_start_span[1]
-        return stop, stop + len(self.thought_end)
-
-
-BOS_SPAN = (0, 0, 0, 1)
-EOS_SPAN = (0, 0, 1, 2)
+Draw = Literal["first", "drawn"]
+MegadocOrder = Literal["fixed", "drawn"]
 
 
 class Ordering(Protocol):
-    """What a stream needs to know of its order."""
+    """What a stream needs to know of its order.
+
+    ``rows`` gets two random generators: ``fixed`` starts the same in every epoch of a run, ``epoch`` in a
+    way of its own in each.
+    """
 
     @property
     def name(self) -> str: ...
 
-    def spans(self, tables: PieceTables, random: np.random.Generator) -> Spans:
-        """The stream's tokens for one epoch, as spans of shape ``(spans, 4)``."""
+    def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
+        """The stream's pieces for one epoch, as rows of ``tables.table``: ``int32``, ``(pieces,)``."""
         ...
 
 
@@ -77,8 +43,8 @@ class Real:
 
     name: str = "real"
 
-    def spans(self, tables: PieceTables, random: np.random.Generator) -> Spans:
-        return _delimited(_whole(tables.real)[random.permutation(len(tables.real))])
+    def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
+        return _delimited(epoch.permutation(tables.real.rows()))
 
 
 @dataclass(frozen=True)
@@ -87,15 +53,16 @@ class Simple:
 
     Attributes:
         generations: how many of each document's generations take part.
+        draw: which: the ``first`` ones, or some ``drawn`` for each document by seed.
     """
 
     generations: int
+    draw: Draw = "first"
     name: str = "simple"
 
-    def spans(self, tables: PieceTables, random: np.random.Generator) -> Spans:
-        chosen = tables.first_generations(self.generations).ravel()
-        pieces = np.concatenate([_whole(tables.real), _whole(tables.generations)[chosen]])
-        return _delimited(pieces[random.permutation(len(pieces))])
+    def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
+        chosen = _choose(tables, self.generations, self.draw, fixed).ravel()
+        return _delimited(epoch.permutation(np.concatenate([tables.real.rows(), chosen])))
 
 
 @dataclass(frozen=True)
@@ -106,82 +73,92 @@ class Stitched:
         generations: how many of each document's generations take part.
         real_document: where the real document stands in its megadoc: ``last`` (the paper's best),
             ``first`` or ``absent``.
+        draw: which generations: the ``first`` ones, or some ``drawn`` for each document by seed.
+        order: of the generations in a megadoc: ``fixed``, or ``drawn`` anew each epoch.
+        separated: put the separator literal between pieces instead of EOS and BOS.
     """
 
     generations: int
     real_document: RealDocument = "last"
+    draw: Draw = "first"
+    order: MegadocOrder = "fixed"
+    separated: bool = False
     name: str = "stitched"
 
-    def spans(self, tables: PieceTables, random: np.random.Generator) -> Spans:
-        megadocs = _whole(tables.generations)[tables.first_generations(self.generations)]
-        real = _whole(tables.real)[:, None]
+    def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
+        pieces = _choose(tables, self.generations, self.draw, fixed)
+        if self.order == "drawn":
+            pieces = epoch.permuted(pieces, axis=1)
+        real = tables.real.rows()[:, None]
         if self.real_document == "last":
-            megadocs = np.concatenate([megadocs, real], axis=1)
+            pieces = np.concatenate([pieces, real], axis=1)
         elif self.real_document == "first":
-            megadocs = np.concatenate([real, megadocs], axis=1)
-        return _delimited(megadocs[random.permutation(len(megadocs))].reshape(-1, 4))
+            pieces = np.concatenate([real, pieces], axis=1)
+        pieces = pieces[epoch.permutation(len(pieces))]
+        if not self.separated:
+            return _delimited(pieces.ravel())
+        megadocs: Rows = np.full((len(pieces), 2 * pieces.shape[1] + 1), SEPARATOR, dtype=np.int32)
+        megadocs[:, 0] = BOS
+        megadocs[:, 1::2] = pieces
+        megadocs[:, -1] = EOS
+        return megadocs.ravel()
 
 
 @dataclass(frozen=True)
 class LatentThoughts:
     """Megadocs: each document stretched by its thoughts, each before the text that it prepares.
 
-    The thoughts and the places where they belong come with the corpus. Without them the document's
-    tokens stand as they were, in one piece: removing the thoughts gives the document back.
-
-    Attributes:
-        literals: the markers around each thought.
+    The thoughts and the places where they belong come with the corpus. The text around them is the
+    document's own tokens: removing the thoughts gives the document back.
     """
 
-    literals: Literals
     name: str = "latent_thoughts"
 
-    def spans(self, tables: PieceTables, random: np.random.Generator) -> Spans:
-        if not len(tables.thoughts):
+    def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
+        if not tables.thoughts.size:
             raise UserError("the corpus has no thoughts: give its rows 'thoughts' with 'offset' and 'text'")
-        thoughts, documents = tables.thoughts, len(tables.real)
-        counts = np.bincount(thoughts.document, minlength=documents)
-        # A document of n thoughts is BOS, then n times (text, marker, thought, marker), text, EOS.
-        lengths = 4 * counts + 3
+        # A document of n thoughts is BOS, n times (text, marker, thought, marker), text, EOS.
+        order = epoch.permutation(tables.documents)
+        thoughts = tables.thoughts.count[order]
+        lengths = 4 * thoughts + 3
         first = np.cumsum(lengths) - lengths
-        spans: Spans = np.empty((int(lengths.sum()), 4), dtype=np.int32)
-        spans[first] = BOS_SPAN
-        spans[first + lengths - 1] = EOS_SPAN
-        rank = np.arange(len(thoughts)) - np.repeat(np.cumsum(counts) - counts, counts)
-        at = first[thoughts.document] + 1 + 4 * rank
-        is_first = rank == 0
-        begin = np.where(is_first, 0, np.concatenate([[0], thoughts.split_at[:-1]]))
-        spans[at] = _ranges(tables.real, thoughts.document, begin, thoughts.split_at)
-        spans[at + 1] = (0, 0, *self.literals.thought_start_span)
-        spans[at + 2] = _whole(thoughts)
-        spans[at + 3] = (0, 0, *self.literals.thought_end_span)
-        last_split = np.zeros(documents, dtype=np.int64)
-        np.maximum.at(last_split, thoughts.document, thoughts.split_at)
-        everything = np.arange(documents)
-        spans[first + lengths - 2] = _ranges(tables.real, everything, last_split, tables.real.tokens)
-        return _permuted_groups(spans, first, lengths, random.permutation(documents))
+        rows: Rows = np.empty(int(lengths.sum()), dtype=np.int32)
+        rows[first] = BOS
+        rows[first + lengths - 1] = EOS
+        rank = _ranks(thoughts + 1)
+        at = np.repeat(first, thoughts + 1) + 1 + 4 * rank
+        rows[at] = tables.segments.first + np.repeat(tables.segments.start[order], thoughts + 1) + rank
+        rank = _ranks(thoughts)
+        at = np.repeat(first, thoughts) + 2 + 4 * rank
+        rows[at] = THOUGHT_START
+        rows[at + 1] = tables.thoughts.first + np.repeat(tables.thoughts.start[order], thoughts) + rank
+        rows[at + 2] = THOUGHT_END
+        return rows
 
 
-def _whole(pieces: Pieces) -> Spans:
-    zero = np.zeros(len(pieces), dtype=np.int64)
-    return np.stack([pieces.store, pieces.item, zero, pieces.tokens], axis=1).astype(np.int32)
+def _ranks(counts: Integers) -> Integers:
+    """0 … n-1 for each n of ``counts``, end to end."""
+    return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _ranges(pieces: Pieces, index: Integers, start: Integers, stop: Integers) -> Spans:
-    return np.stack([pieces.store[index], pieces.item[index], start, stop], axis=1).astype(np.int32)
+def _choose(tables: PieceTables, count: int, draw: Draw, fixed: np.random.Generator) -> Rows:
+    """Rows of ``count`` generations of each document, ``(documents, count)``.
+
+    Drawn ones are nested: with the same seed, fewer are the first of more.
+    """
+    tables.require_generations(count)
+    group = tables.generations
+    if draw == "first":
+        return (group.first + group.start[:, None] + np.arange(count)).astype(np.int32)
+    document = np.repeat(np.arange(tables.documents), group.count)
+    shuffled = np.lexsort((fixed.random(group.size), document))
+    return (group.first + shuffled[group.start[:, None] + np.arange(count)]).astype(np.int32)
 
 
-def _delimited(pieces: Spans) -> Spans:
-    """Put BOS before and EOS behind each piece."""
-    spans = np.empty((len(pieces), 3, 4), dtype=np.int32)
-    spans[:, 0] = BOS_SPAN
-    spans[:, 1] = pieces
-    spans[:, 2] = EOS_SPAN
-    return spans.reshape(-1, 4)
-
-
-def _permuted_groups(spans: Spans, first: Integers, lengths: Integers, order: Integers) -> Spans:
-    """Reorder consecutive groups of spans: group ``order[i]`` comes at place ``i``."""
-    moved = lengths[order]
-    offset = np.repeat(first[order] - (np.cumsum(moved) - moved), moved)
-    return spans[np.arange(len(spans)) + offset]
+def _delimited(pieces: Rows) -> Rows:
+    """BOS before and EOS behind each piece; between two pieces both are one literal."""
+    rows: Rows = np.full(2 * len(pieces) + 1, EOS_BOS, dtype=np.int32)
+    rows[0] = BOS
+    rows[1::2] = pieces
+    rows[-1] = EOS
+    return rows

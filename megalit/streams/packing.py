@@ -1,78 +1,108 @@
-"""Packing: spans become windows of L + 1 tokens.
+"""Packing: pieces laid end to end become windows.
 
-Window *w* holds tokens ``[wL, wL + L]``: its last token is the next window's first, so every
-token but the stream's first is a target exactly once. The last window is padded, and padding is
-no target. (The paper's code drops the remainder and one target per window.)
+By default window *w* holds tokens ``[wL, wL + L]``: its last token is the next window's first, so every
+token but the stream's first is a target exactly once. The last window is padded, and padding is no
+target. The paper's code (arXiv 2603.18534) cuts disjoint windows instead: the remainder is dropped, and
+so is each window's last target.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from megalit.streams.orderings import START, STOP, STORE, Spans
+from megalit.streams.pieces import PieceTable, Rows
 
 # Cross entropy's conventional label for positions that do not count.
 IGNORED = -100
 
 
-class TokenSource(Protocol):
-    """Anything that spans can refer to."""
-
-    def read(self, item: int, start: int, stop: int) -> npt.NDArray[np.int32]: ...
-
-
 @dataclass(frozen=True)
 class PackedTokens:
-    """Spans laid end to end.
+    """Pieces laid end to end.
 
     Attributes:
-        spans: ``(spans, 4)``, see :mod:`megalit.streams.orderings`.
-        ends: ``(spans,)``, the position right behind each span.
+        table: the rows that ``rows`` are numbers of.
+        rows: ``(pieces,)``.
+        ends: ``(pieces,)``, the position right behind each piece.
+        disjoint: cut windows as the paper's code does.
     """
 
-    spans: Spans
+    table: PieceTable
+    rows: Rows
     ends: npt.NDArray[np.int64]
+    disjoint: bool = False
 
     @classmethod
-    def of(cls, spans: Spans) -> "PackedTokens":
-        return cls(spans, np.cumsum(spans[:, STOP].astype(np.int64) - spans[:, START]))
+    def of(cls, table: PieceTable, rows: Rows, disjoint: bool = False) -> "PackedTokens":
+        return cls(table, rows, np.cumsum(table.length[rows], dtype=np.int64), disjoint)
 
     @property
     def tokens(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def windows(self, context_length: int) -> int:
-        """How many windows hold every token but the first as a target."""
+        """How many windows there are."""
+        if self.disjoint:
+            return self.tokens // context_length
+        # Every token but the first is a target.
         return -(-(self.tokens - 1) // context_length) if self.tokens > 1 else 0
 
-    def window(
-        self, index: int, context_length: int, sources: list[TokenSource]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Tokens and targets of one window, both of shape ``(context_length,)``.
-
-        ``targets[i]`` is the token after ``tokens[i]``, or :data:`IGNORED` where there is none.
-        """
+    def bounds(self, index: int, context_length: int) -> tuple[int, int]:
+        """First token of a window, and the one behind its last."""
         begin = index * context_length
-        end = min(begin + context_length + 1, self.tokens)
-        tokens = np.empty(context_length + 1, dtype=np.int64)
-        filled = 0
-        span = int(np.searchsorted(self.ends, begin, side="right"))
-        while filled < end - begin:
-            store, item, start, stop = (int(value) for value in self.spans[span])
-            skip = max(0, begin - (int(self.ends[span]) - (stop - start)))
-            count = min(stop - start - skip, end - begin - filled)
-            tokens[filled : filled + count] = sources[store].read(item, start + skip, start + skip + count)
-            filled += count
-            span += 1
-        targets = tokens[1:].copy()
-        if filled <= context_length:
-            targets[filled - 1 :] = IGNORED
-            tokens[filled:] = tokens[0]
-        return tokens[:-1], targets
+        if self.disjoint:
+            return begin, begin + context_length
+        return begin, min(begin + context_length + 1, self.tokens)
 
-    def synthetic_tokens(self, real_stores: set[int]) -> int:
-        """How many of the tokens come from neither a real document nor the literals."""
-        lengths = self.spans[:, STOP].astype(np.int64) - self.spans[:, START]
-        return int(lengths[~np.isin(self.spans[:, STORE], list(real_stores | {0}))].sum())
+    def fill(self, out: npt.NDArray[np.int64], begin: int, end: int) -> int:
+        """Write the tokens ``[begin, end)`` to the front of ``out``; give their number."""
+        first = int(np.searchsorted(self.ends, begin, side="right"))
+        last = int(np.searchsorted(self.ends, end, side="left"))
+        rows = self.rows[first : last + 1]
+        table, buffers = self.table, self.table.buffers
+        stops = self.ends[first : last + 1] - begin
+        starts = stops - table.length[rows]
+        skip = np.maximum(-starts, 0)
+        sources = table.begin[rows] + skip
+        # Plain integers: indexing with numpy's costs more than the copies themselves.
+        for buffer, source, start, stop in zip(
+            table.buffer[rows].tolist(),
+            sources.tolist(),
+            (starts + skip).tolist(),
+            np.minimum(stops, end - begin).tolist(),
+            strict=True,
+        ):
+            out[start:stop] = buffers[buffer][source : source + stop - start]
+        return end - begin
+
+    def pieces(self, begin: int, end: int) -> list[tuple[int, int, int]]:
+        """What the tokens ``[begin, end)`` are: (row, first token, token behind the last) of each piece."""
+        found = []
+        for position in range(int(np.searchsorted(self.ends, begin, side="right")), len(self.rows)):
+            row = int(self.rows[position])
+            start = int(self.ends[position]) - int(self.table.length[row])
+            if start >= end:
+                break
+            stop = min(int(self.ends[position]), end) - start
+            if stop > max(0, begin - start):
+                found.append((row, max(0, begin - start), stop))
+        return found
+
+
+def split_targets(
+    windows: npt.NDArray[np.int64], written: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Tokens and targets, both ``(windows, context_length)``, of filled windows ``(windows, context_length + 1)``.
+
+    Both are views where every window is full. Where one is not, its rest is padding and no target.
+    """
+    size = windows.shape[1]
+    short = np.flatnonzero(written < size)
+    if not len(short):
+        return windows[:, :-1], windows[:, 1:]
+    targets = windows[:, 1:].copy()
+    for window in short:
+        windows[window, written[window] :] = windows[window, 0]
+        targets[window, written[window] - 1 :] = IGNORED
+    return windows[:, :-1], targets

@@ -1,9 +1,13 @@
 """Stores joined by document, as arrays that orderings work on.
 
-A piece is a whole item of a store: a real document, one of its generations, or a thought.
+A piece is something that an ordering puts somewhere: a real document, one of its generations, a
+thought, the text between two thoughts, or a literal (BOS, EOS, markers). All pieces of a data set
+are rows of one table, computed once; an ordering is then an array of row numbers.
 """
 
+import hashlib
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -15,90 +19,174 @@ from megalit.errors import UserError
 from megalit.streams.store import StoreSet, TokenStore
 
 Integers = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.int32]
+
+# Rows of the literals, which come first in every table.
+BOS, EOS, EOS_BOS, THOUGHT_START, THOUGHT_END, SEPARATOR = range(6)
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Pieces as parallel arrays of shape ``(pieces,)``, sorted by document, then generation.
+class Literals:
+    """Tokens that stand in no document.
 
     Attributes:
-        store: index of the piece's store among the data set's sources (0 is the literals).
-        item: index in that store.
-        tokens: token count.
-        document: index of the real document it belongs to.
-        split_at: for thoughts, the number of the document's tokens before it; else 0.
+        bos, eos: around each document.
+        thought_start, thought_end: around each thought.
+        separator: between the pieces of a megadoc, where EOS and BOS are not.
     """
 
-    store: Integers
-    item: Integers
-    tokens: Integers
-    document: Integers
-    split_at: Integers
+    bos: int
+    eos: int
+    thought_start: tuple[int, ...] = ()
+    thought_end: tuple[int, ...] = ()
+    separator: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> list[tuple[int, ...]]:
+        """The tokens of each literal row, in the order of the row numbers above."""
+        pair = (self.eos, self.bos)
+        return [(self.bos,), (self.eos,), pair, self.thought_start, self.thought_end, self.separator]
+
+
+@dataclass(frozen=True)
+class PieceTable:
+    """Where the tokens of each piece are, and what they belong to: parallel arrays, ``(pieces,)``.
+
+    Attributes:
+        buffers: arrays of tokens: the literals, then the mapped chunks of all stores.
+        buffer: index of the piece's buffer.
+        begin: its first token there.
+        length: its tokens.
+        document: index of its document; -1 for literals.
+        generation: its index among the document's generations or thoughts; -1 for real text.
+    """
+
+    buffers: list[npt.NDArray[Any]]
+    buffer: npt.NDArray[np.uint16]
+    begin: npt.NDArray[np.uint32]
+    length: npt.NDArray[np.int32]
+    document: npt.NDArray[np.int32]
+    generation: npt.NDArray[np.int32]
 
     def __len__(self) -> int:
-        return len(self.item)
+        return len(self.length)
+
+    def read(self, row: int) -> npt.NDArray[Any]:
+        """The tokens of one piece: a view, ``(length,)``."""
+        begin = int(self.begin[row])
+        return self.buffers[self.buffer[row]][begin : begin + int(self.length[row])]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one kind, sorted by document: ``count[d]`` rows from ``first + start[d]`` on are document *d*'s."""
+
+    first: int
+    start: Integers
+    count: Integers
+
+    @property
+    def size(self) -> int:
+        return int(self.count.sum())
+
+    def rows(self) -> Rows:
+        """All of them."""
+        return np.arange(self.first, self.first + self.size, dtype=np.int32)
 
 
 @dataclass(frozen=True)
 class PieceTables:
-    """All pieces of a data set.
+    """All pieces of a data set, by kind.
 
     Attributes:
-        ids: ids of the real documents, in the order of their store.
-        real: one piece for each document, in that order.
-        generations, thoughts: pieces joined to the documents.
+        ids: ids of the real documents.
+        table: the rows.
+        real: one row for each document.
+        generations, thoughts: rows of each document, in the order of their index.
+        segments: the text before, between and behind a document's thoughts, one more than thoughts.
     """
 
-    ids: pa.ChunkedArray
-    real: Pieces
-    generations: Pieces
-    thoughts: Pieces
+    ids: pa.Array
+    table: PieceTable
+    real: Group
+    generations: Group
+    thoughts: Group
+    segments: Group
 
-    def first_generations(self, count: int) -> Integers:
-        """Indices into ``generations``: the first ``count`` of each document, ``(documents, count)``.
+    @property
+    def documents(self) -> int:
+        return len(self.ids)
+
+    def require_generations(self, count: int) -> None:
+        """Check that every document has ``count`` generations.
 
         Raises:
-            UserError: a document has fewer; the message names it.
+            UserError: one has fewer; the message names it.
         """
-        documents = len(self.real)
-        available = np.bincount(self.generations.document, minlength=documents)
+        available = self.generations.count
         fewest = int(available.min())
         if fewest < count:
             name = self.ids[int(available.argmin())].as_py()
             remedy = f"lower data.generations to {fewest}" if fewest else "give it generations, or train on RealStream"
             raise UserError(f"{count} generations were asked for and document '{name}' has {fewest}: {remedy}")
-        starts = np.cumsum(available) - available
-        return starts[:, None] + np.arange(count)
 
 
-def join(stores: StoreSet, sources: list[TokenStore]) -> PieceTables:
-    """Join the stores by document id and content hash.
+def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> PieceTables:
+    """Join a data set's stores by document id and content hash.
 
     Args:
-        stores: the data set.
-        sources: the stores that spans refer to; their index + 1 is the span's store number.
+        stores: real documents, generations, thoughts.
+        literals: the tokens of the literal rows.
+        real_fraction: share of the real documents to keep, with what was made from them. They are the first
+            in the order of their ids' hashes, so each subset lies inside every larger one.
 
     Raises:
         UserError: a generation or thought of a document that is not there, or of an older text.
     """
-    table = stores.real.items(["document_id", "content_hash", "tokens"])
-    ids = table["document_id"]
-    count = stores.real.manifest.items
-    real = Pieces(
-        store=np.full(count, sources.index(stores.real) + 1),
-        item=np.arange(count),
-        tokens=table["tokens"].to_numpy(),
-        document=np.arange(count),
-        split_at=np.zeros(count, dtype=np.int64),
-    )
-    generations = [_joined(store, sources.index(store) + 1, table) for store in stores.generations]
-    thoughts = [_joined(stores.thoughts, sources.index(stores.thoughts) + 1, table)] if stores.thoughts else []
-    return PieceTables(ids, real, _sorted(generations), _sorted(thoughts))
+    real = stores.real.items(["document_id", "content_hash", "tokens"])
+    place = _subset(real["document_id"], real_fraction)
+    ids = real["document_id"].combine_chunks().filter(pa.array(place >= 0))
+    build = _TableBuilder(literals)
+    kept = np.flatnonzero(place >= 0)
+    lengths = real["tokens"].to_numpy()[kept]
+    documents = np.arange(len(kept))
+    none = np.full(len(kept), -1)
+    real_group = build.add(stores.real, kept, None, lengths, documents, none)
+
+    parts = [_joined(store, real, place) for store in stores.generations]
+    generations = build.add_sorted(list(stores.generations), parts, len(kept))
+    thought_parts = [_joined(stores.thoughts, real, place)] if stores.thoughts else []
+    thoughts = build.add_sorted([stores.thoughts] if stores.thoughts else [], thought_parts, len(kept))
+    segments = _add_segments(build, stores.real, kept, lengths, thought_parts, thoughts)
+    return PieceTables(ids, build.finish(), real_group, generations, thoughts, segments)
 
 
-def _joined(store: TokenStore, number: int, real: pa.Table) -> tuple[Pieces, Integers]:
+def _subset(ids: pa.ChunkedArray, fraction: float) -> Integers:
+    """New index of each document, or -1 where it is left out."""
+    place = np.arange(len(ids))
+    if fraction < 1:
+        hashes = [hashlib.sha256(b"subset:" + identifier.encode()).digest()[:8] for identifier in ids.to_pylist()]
+        keys = np.frombuffer(b"".join(hashes), dtype=">u8")
+        keep = np.zeros(len(ids), dtype=bool)
+        keep[np.argsort(keys, kind="stable")[: ceil(fraction * len(ids))]] = True
+        place = np.where(keep, np.cumsum(keep) - 1, -1)
+    return place
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Items of one store that belong to documents that are kept."""
+
+    item: Integers
+    tokens: Integers
+    document: Integers
+    generation: Integers
+    split_at: Integers
+
+
+def _joined(store: TokenStore, real: pa.Table, place: Integers) -> _Joined:
     items = store.items(["document_id", "content_hash", "generation", "tokens", "token_offset"])
-    document = pc.index_in(items["document_id"], value_set=real["document_id"])
+    document = pc.index_in(items["document_id"], value_set=real["document_id"].combine_chunks())
     if document.null_count:
         orphan = items["document_id"].filter(pc.is_null(document))[0].as_py()
         raise UserError(
@@ -111,26 +199,117 @@ def _joined(store: TokenStore, number: int, real: pa.Table) -> tuple[Pieces, Int
         raise UserError(
             f"{store.folder} holds data made from another text of the document '{changed}': generate it again"
         )
-    pieces = Pieces(
-        store=np.full(len(items), number),
-        item=np.arange(len(items)),
-        tokens=items["tokens"].to_numpy(),
-        document=_numpy(document),
-        split_at=_numpy(pc.fill_null(items["token_offset"], 0)),
+    new = place[_numpy(document)]
+    keep = np.flatnonzero(new >= 0)
+    return _Joined(
+        item=keep,
+        tokens=_numpy(items["tokens"])[keep],
+        document=new[keep],
+        generation=_numpy(items["generation"])[keep],
+        split_at=_numpy(pc.fill_null(items["token_offset"], 0))[keep],
     )
-    return pieces, _numpy(items["generation"])
 
 
 def _numpy(column: Any) -> Integers:
     return np.asarray(column.to_numpy(), dtype=np.int64)
 
 
-def _sorted(parts: list[tuple[Pieces, Integers]]) -> Pieces:
+class _TableBuilder:
+    """Collects rows, store by store."""
+
+    def __init__(self, literals: Literals) -> None:
+        parts = literals.parts
+        lengths = np.array([len(part) for part in parts])
+        flat = [token for part in parts for token in part]
+        self._buffers: list[npt.NDArray[Any]] = [np.array(flat, dtype=np.int32)]
+        self._buffer_of: dict[int, int] = {}
+        outside = np.full(len(parts), -1)
+        zero = np.zeros(len(parts))
+        self._columns = [[zero], [np.cumsum(lengths) - lengths], [lengths], [outside], [outside]]
+        self._rows = len(parts)
+
+    def add(
+        self,
+        store: TokenStore,
+        items: Integers,
+        starts: Integers | None,
+        lengths: Integers,
+        documents: Integers,
+        generations: Integers,
+    ) -> Group:
+        """Add pieces that are sorted by document; ``starts`` are token offsets in their items."""
+        chunk, begin = store.locate(items)
+        self._append(
+            chunk + self._first_buffer(store),
+            begin if starts is None else begin + starts,
+            lengths,
+            documents,
+            generations,
+        )
+        count = np.bincount(documents, minlength=int(documents.max(initial=-1)) + 1)
+        return Group(self._rows - len(items), np.cumsum(count) - count, count)
+
+    def add_sorted(self, stores: list[TokenStore], parts: list[_Joined], documents: int) -> Group:
+        """Add the pieces of several stores in the order (document, store, index)."""
+        first = self._rows
+        count = np.zeros(documents, dtype=np.int64)
+        if parts:
+            located = [store.locate(part.item) for store, part in zip(stores, parts, strict=True)]
+            buffer = np.concatenate(
+                [chunk + self._first_buffer(store) for store, (chunk, _) in zip(stores, located, strict=True)]
+            )
+            begin = np.concatenate([begin for _, begin in located])
+            number = np.repeat(np.arange(len(parts)), [len(part.item) for part in parts])
+            document = np.concatenate([part.document for part in parts])
+            generation = np.concatenate([part.generation for part in parts])
+            tokens = np.concatenate([part.tokens for part in parts])
+            order = np.lexsort((generation, number, document))
+            self._append(buffer[order], begin[order], tokens[order], document[order], generation[order])
+            count = np.bincount(document, minlength=documents)
+        return Group(first, np.cumsum(count) - count, count)
+
+    def _append(self, *columns: npt.NDArray[Any]) -> None:
+        for known, new in zip(self._columns, columns, strict=True):
+            known.append(new)
+        self._rows += len(columns[0])
+
+    def _first_buffer(self, store: TokenStore) -> int:
+        if id(store) not in self._buffer_of:
+            self._buffer_of[id(store)] = len(self._buffers)
+            self._buffers.extend(store.buffers)
+        return self._buffer_of[id(store)]
+
+    def finish(self) -> PieceTable:
+        types = (np.uint16, np.uint32, np.int32, np.int32, np.int32)
+        columns: list[Any] = [
+            np.concatenate([part.astype(kind) for part in parts])
+            for parts, kind in zip(self._columns, types, strict=True)
+        ]
+        return PieceTable(self._buffers, *columns)
+
+
+def _add_segments(
+    build: _TableBuilder,
+    store: TokenStore,
+    items: Integers,
+    lengths: Integers,
+    parts: list[_Joined],
+    thoughts: Group,
+) -> Group:
+    """Cut each document at its thoughts: document *d* has ``thoughts.count[d] + 1`` segments."""
     if not parts:
-        return Pieces(*(np.empty(0, dtype=np.int64) for _ in range(5)))
-    names = ("store", "item", "tokens", "document", "split_at")
-    columns = {name: np.concatenate([getattr(pieces, name) for pieces, _ in parts]) for name in names}
-    generation = np.concatenate([number for _, number in parts])
-    # lexsort is stable and its last key leads: document, then segment, then generation.
-    order = np.lexsort((generation, columns["store"], columns["document"]))
-    return Pieces(**{name: column[order] for name, column in columns.items()})
+        none = np.zeros(len(items), dtype=np.int64)
+        return Group(build._rows, none, none)
+    (part,) = parts
+    split = part.split_at[np.lexsort((part.generation, part.document))]
+    count = thoughts.count + 1
+    start = np.cumsum(count) - count
+    document = np.repeat(np.arange(len(items)), count)
+    begin = np.zeros(int(count.sum()), dtype=np.int64)
+    is_later = np.ones(len(begin), dtype=bool)
+    is_later[start] = False
+    begin[is_later] = split
+    end = np.empty_like(begin)
+    end[:-1] = begin[1:]
+    end[start + count - 1] = lengths
+    return build.add(store, items[document], begin, end - begin, document, np.full(len(begin), -1))

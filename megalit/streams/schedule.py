@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import reduce
 from math import lcm
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,15 +33,15 @@ class Schedule:
     """Which stream each sample of the run comes from.
 
     Args:
-        shares: of the streams, positive, with a sum of 1.
+        shares: of the streams, 0 or more, with a sum of 1.
 
     Raises:
         UserError: shares that do not sum to 1, or of too fine a grain.
     """
 
     def __init__(self, shares: Sequence[Fraction]) -> None:
-        if sum(shares) != 1 or any(share <= 0 for share in shares):
-            raise UserError(f"shares {[float(share) for share in shares]} are not positive with a sum of 1")
+        if sum(shares) != 1 or any(share < 0 for share in shares):
+            raise UserError(f"shares {[float(share) for share in shares]} are not 0 or more with a sum of 1")
         self.shares = tuple(shares)
         period = reduce(lcm, (share.denominator for share in shares))
         if period > _LARGEST_PERIOD:
@@ -61,6 +62,84 @@ class Schedule:
         cycle, place = divmod(samples, len(self._stream))
         partial = self._before[place] if place else np.zeros_like(self._per_period)
         return np.asarray(cycle * self._per_period + partial)
+
+
+class BlockSchedule:
+    """The mixture of the paper's code: exact counts within blocks, each block shuffled.
+
+    Args:
+        shares: of the streams, positive, with a sum of 1.
+        seed: fixes the order in each block.
+        block: samples in a block.
+    """
+
+    def __init__(self, shares: Sequence[Fraction], seed: int, block: int = 2048) -> None:
+        self.shares = tuple(shares)
+        self._seed = seed
+        self._block = block
+        # Blocks that a share does not divide are rounded so that they still sum to the block.
+        edges = [round(sum(shares[:end]) * block) for end in range(len(shares) + 1)]
+        self._counts = np.diff(edges)
+
+    def locate(self, samples: Integers) -> tuple[Integers, Integers]:
+        """Stream and ordinal of each sample of the run."""
+        stream, ordinal = np.empty_like(samples), np.empty_like(samples)
+        number, place = np.divmod(samples, self._block)
+        for block in np.unique(number):
+            here = number == block
+            order = self._order(int(block))
+            chosen = order[:, None] == np.arange(len(self._counts))
+            before = np.cumsum(chosen, axis=0) - chosen
+            stream[here] = order[place[here]]
+            ordinal[here] = block * self._counts[stream[here]] + before[place[here], stream[here]]
+        return stream, ordinal
+
+    def counts(self, samples: int) -> Integers:
+        """How many of the first ``samples`` samples come from each stream."""
+        blocks, rest = divmod(samples, self._block)
+        partial = np.bincount(self._order(blocks)[:rest], minlength=len(self._counts))
+        return np.asarray(blocks * self._counts + partial)
+
+    def _order(self, block: int) -> Integers:
+        streams = np.repeat(np.arange(len(self._counts)), self._counts)
+        return np.random.default_rng([self._seed, block, *b"blocks"]).permutation(streams)
+
+
+class Mixing(Protocol):
+    """Which stream each sample comes from."""
+
+    def locate(self, samples: Integers) -> tuple[Integers, Integers]: ...
+
+    def counts(self, samples: int) -> Integers: ...
+
+
+class PhasedSchedule:
+    """Phases of a run one after the other, each with shares of its own.
+
+    Args:
+        phases: samples and mixing of each phase. A stream's windows go on from phase to phase.
+    """
+
+    def __init__(self, phases: Sequence[tuple[int, Mixing]]) -> None:
+        self._mixings = [mixing for _, mixing in phases]
+        counts = [mixing.counts(samples) for samples, mixing in phases]
+        self._starts = np.cumsum([0, *(samples for samples, _ in phases)])
+        self._before = np.cumsum([np.zeros_like(counts[0]), *counts], axis=0)
+        self.samples = int(self._starts[-1])
+
+    def locate(self, samples: Integers) -> tuple[Integers, Integers]:
+        """Stream and ordinal (the how-manieth window of that stream) of each sample of the run."""
+        phase = np.searchsorted(self._starts[1:-1], samples, side="right")
+        stream, ordinal = np.empty_like(samples), np.empty_like(samples)
+        for number in np.unique(phase):
+            here = phase == number
+            stream[here], local = self._mixings[number].locate(samples[here] - self._starts[number])
+            ordinal[here] = local + self._before[number, stream[here]]
+        return stream, ordinal
+
+    def counts(self) -> Integers:
+        """How many samples of the run come from each stream."""
+        return self._before[-1]
 
 
 def _one_period(quotas: list[int], period: int) -> Integers:

@@ -174,6 +174,16 @@ class TokenStore:
         begin = chunk.offsets[item - self._first[index]]
         return chunk.tokens[begin + start : begin + stop]
 
+    @property
+    def buffers(self) -> list[npt.NDArray[Any]]:
+        """The mapped tokens of each chunk."""
+        return [chunk.tokens for chunk in self._chunks]
+
+    def locate(self, items: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Chunk of each item, and its first token there."""
+        begins = np.concatenate([chunk.offsets[:-1] for chunk in self._chunks])
+        return np.searchsorted(self._first, items, side="right") - 1, begins[items]
+
     def items(self, columns: list[str] | None = None) -> pa.Table:
         """The table of items, in the order of the store."""
         return pq.read_table(self.folder / "items.parquet", columns=columns)

@@ -1,89 +1,99 @@
-"""A stream: sources and an ordering, from which any window of any epoch can be had."""
+"""A stream: pieces and an ordering, from which any window of any epoch can be had."""
 
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from megalit.files import fingerprint
 from megalit.streams.orderings import Ordering
-from megalit.streams.packing import PackedTokens, TokenSource
+from megalit.streams.packing import PackedTokens
 from megalit.streams.pieces import PieceTables
+from megalit.streams.plan_arrays import Arrays, PlanArrays
 
-EpochOrder = Literal["documents", "windows", "sequential"]
-
-# Epochs whose order is kept in memory: the one being read and the next one.
-_KEPT_EPOCHS = 2
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    packed: PackedTokens
-    windows: npt.NDArray[np.int64]
+EpochOrder = Literal["documents", "windows", "sequential", "paper"]
 
 
 class Stream:
     """One component of a mixture.
 
     Args:
-        ordering: the order of documents before cutting.
+        ordering: the order of pieces before cutting.
         tables: the pieces that the ordering arranges.
-        sources: what the spans refer to; number 0 is the literals.
         context_length: tokens in a window.
         epoch_order: ``documents``: documents permuted anew, packed, windows permuted, every epoch;
-            ``windows``: packed once, windows permuted every epoch; ``sequential``: documents
-            permuted anew, windows in order, so that a megadoc's windows follow each other.
+            ``windows``: packed once, windows permuted every epoch; ``sequential``: documents permuted anew,
+            windows in order, so that a megadoc's windows follow each other; ``paper``: packed once, one
+            permutation of disjoint windows for all epochs, the remainder dropped.
         seed: fixes every permutation, together with the stream's name and the epoch.
+        identity: tells this data set from others, for the plans kept on the node.
     """
 
     def __init__(
         self,
         ordering: Ordering,
         tables: PieceTables,
-        sources: list[TokenSource],
         context_length: int,
         epoch_order: EpochOrder,
         seed: int,
+        identity: Any,
     ) -> None:
         self.ordering = ordering
+        self.tables = tables
         self.context_length = context_length
-        self._tables = tables
-        self._sources = sources
-        self._epoch_order = epoch_order
+        self.epoch_order = epoch_order
         self._seed = seed
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        packed = self._epoch(0).packed
-        # The pieces are the same in every epoch, so are these.
+        key = fingerprint([identity, vars(ordering), context_length, epoch_order, seed])
+        self._arrays = PlanArrays(key, self._arrange)
+        self._packed: dict[int, PackedTokens] = {}
+        packed = self.packed(0)
+        # The pieces' lengths are the same in every epoch, so are these.
         self.tokens = packed.tokens
         self.windows = packed.windows(context_length)
-        self.synthetic_tokens = packed.synthetic_tokens(set(tables.real.store[:1].tolist()))
+        generated = tables.table.generation[packed.rows] >= 0
+        self.synthetic_tokens = int(tables.table.length[packed.rows[generated]].sum(dtype=np.int64))
 
     @property
     def name(self) -> str:
         return self.ordering.name
 
-    def window(self, epoch: int, position: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
-        """Tokens, targets (both ``(context_length,)``) and index of the window at a place of an epoch."""
-        order = self._epoch(epoch)
-        index = int(order.windows[position])
-        tokens, targets = order.packed.window(index, self.context_length, self._sources)
-        return tokens, targets, index
+    def window_at(self, epoch: int, position: int) -> int:
+        """Number of the window that stands at a place of an epoch."""
+        return int(self._arrays[self._repeated(epoch)]["windows"][position])
 
-    def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._epochs:
-            self._epochs[epoch] = self._arrange(epoch)
-            while len(self._epochs) > _KEPT_EPOCHS:
-                self._epochs.popitem(last=False)
-        return self._epochs[epoch]
+    def fill(self, out: npt.NDArray[np.int64], epoch: int, position: int) -> tuple[int, int]:
+        """Write the window at a place of an epoch into ``out``, ``(context_length + 1,)``.
 
-    def _arrange(self, epoch: int) -> _Epoch:
-        packed_in = 0 if self._epoch_order == "windows" else epoch
-        packed = PackedTokens.of(self.ordering.spans(self._tables, self._random("documents", packed_in)))
+        Gives its number and how many tokens were written (see :meth:`PackedTokens.fill`).
+        """
+        window = self.window_at(epoch, position)
+        packed = self.packed(epoch)
+        return window, packed.fill(out, *packed.bounds(window, self.context_length))
+
+    def packed(self, epoch: int) -> PackedTokens:
+        """The epoch's pieces, end to end."""
+        epoch = self._repeated(epoch)
+        if epoch not in self._packed:
+            arrays: Any = self._arrays[epoch]
+            packed = PackedTokens(self.tables.table, arrays["rows"], arrays["ends"], self.epoch_order == "paper")
+            self._packed = {known: value for known, value in self._packed.items() if known >= epoch - 1}
+            self._packed[epoch] = packed
+        return self._packed[epoch]
+
+    def _repeated(self, epoch: int) -> int:
+        return 0 if self.epoch_order == "paper" else epoch
+
+    def _arrange(self, epoch: int) -> Arrays:
+        packed_in = 0 if self.epoch_order in ("windows", "paper") else epoch
+        rows = self.ordering.rows(self.tables, self._random("fixed", 0), self._random("documents", packed_in))
+        packed = PackedTokens.of(self.tables.table, rows, self.epoch_order == "paper")
         windows = np.arange(packed.windows(self.context_length))
-        if self._epoch_order != "sequential":
+        if self.epoch_order != "sequential":
             windows = self._random("windows", epoch).permutation(windows)
-        return _Epoch(packed, windows)
+        return {"rows": packed.rows, "ends": packed.ends, "windows": windows}
 
     def _random(self, purpose: str, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, epoch, *f"{self.name}/{purpose}".encode()])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": {}}

@@ -45,10 +45,9 @@ def test_the_micro_batch_changes_nothing(data_set: DataSet, tmp_path: Path, micr
 
 def test_training_lowers_the_loss(data_set: DataSet, tmp_path: Path) -> None:
     data = StitchedStream(stores=str(data_set.folder), context_length=32, global_batch=6, total_tokens=192)
-    _ = data.plan
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
-    before = LanguageModel("nano", vocabulary_size=data.vocabulary_size, seed=1)
+    before = LanguageModel("nano", vocabulary_size=data.plan.vocabulary_size, seed=1)
     before.configure_model()
     after = train(data_set, tmp_path, None)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Each stream's order of tokens, against literal constructions from the text of the paper."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,32 +9,10 @@ from data_sets import GENERATIONS, DataSet
 
 from megalit.errors import UserError
 from megalit.streams import pieces
-from megalit.streams.orderings import (
-    START,
-    STOP,
-    LatentThoughts,
-    Literals,
-    Ordering,
-    Real,
-    RealDocument,
-    Simple,
-    Stitched,
-)
-from megalit.streams.pieces import PieceTables
-from megalit.streams.store import TokenStore
+from megalit.streams.orderings import LatentThoughts, Ordering, Real, RealDocument, Simple, Stitched
+from megalit.streams.pieces import Literals, PieceTables
 
 Document = tuple[int, ...]
-
-
-@pytest.fixture(scope="session")
-def sources(data_set: DataSet) -> list[TokenStore]:
-    assert data_set.stores.thoughts is not None
-    return [data_set.stores.real, *data_set.stores.generations, data_set.stores.thoughts]
-
-
-@pytest.fixture(scope="session")
-def tables(data_set: DataSet, sources: list[TokenStore]) -> PieceTables:
-    return pieces.join(data_set.stores, sources)
 
 
 @pytest.fixture(scope="session")
@@ -43,13 +22,15 @@ def literals(data_set: DataSet) -> Literals:
     return Literals(tokenizer.bos, tokenizer.eos, start, end)
 
 
-def tokens_of(
-    ordering: Ordering, tables: PieceTables, literals: Literals, sources: list[TokenStore], seed: int = 0
-) -> list[int]:
-    spans = ordering.spans(tables, np.random.default_rng(seed))
-    assert spans.dtype == np.int32
-    readers = [literals, *sources]
-    return [int(t) for store, item, start, stop in spans for t in readers[store].read(item, start, stop)]
+@pytest.fixture(scope="session")
+def tables(data_set: DataSet, literals: Literals) -> PieceTables:
+    return pieces.join(data_set.stores, literals)
+
+
+def tokens_of(ordering: Ordering, tables: PieceTables, seed: int = 0, fixed: int = 0) -> list[int]:
+    rows = ordering.rows(tables, np.random.default_rng(fixed), np.random.default_rng(seed))
+    assert rows.dtype == np.int32
+    return [int(token) for row in rows for token in tables.table.read(row)]
 
 
 def documents_of(tokens: list[int], literals: Literals) -> list[Document]:
@@ -79,18 +60,16 @@ def training_rows(data_set: DataSet) -> list[dict]:  # type: ignore[type-arg]
     return [data_set.rows[row["id"]] for row in data_set.corpus.rows("documents", "train")]
 
 
-def test_real_holds_every_document_once(
-    data_set: DataSet, tables: PieceTables, literals: Literals, sources: list[TokenStore]
-) -> None:
-    found = documents_of(tokens_of(Real(), tables, literals, sources), literals)
+def test_real_holds_every_document_once(data_set: DataSet, tables: PieceTables, literals: Literals) -> None:
+    found = documents_of(tokens_of(Real(), tables), literals)
     assert Counter(found) == Counter(encoded(data_set, row["text"]) for row in training_rows(data_set))
 
 
 @pytest.mark.parametrize("count", [1, 3, GENERATIONS])
 def test_simple_holds_each_document_and_its_first_generations(
-    data_set: DataSet, tables: PieceTables, literals: Literals, sources: list[TokenStore], count: int
+    data_set: DataSet, tables: PieceTables, literals: Literals, count: int
 ) -> None:
-    found = documents_of(tokens_of(Simple(count), tables, literals, sources), literals)
+    found = documents_of(tokens_of(Simple(count), tables), literals)
     expected = Counter(
         encoded(data_set, text)
         for row in training_rows(data_set)
@@ -105,11 +84,10 @@ def test_stitched_keeps_each_documents_pieces_together_in_order(
     data_set: DataSet,
     tables: PieceTables,
     literals: Literals,
-    sources: list[TokenStore],
     count: int,
     real_document: RealDocument,
 ) -> None:
-    found = documents_of(tokens_of(Stitched(count, real_document), tables, literals, sources), literals)
+    found = documents_of(tokens_of(Stitched(count, real_document), tables), literals)
     megadocs = []
     for row in training_rows(data_set):
         generations = [g["text"] for g in row["generations"][:count]]
@@ -123,22 +101,18 @@ def test_stitched_keeps_each_documents_pieces_together_in_order(
     assert Counter(zip(*[iter(found)] * size, strict=True)) == Counter(megadocs)
 
 
-def test_simple_and_stitched_hold_identical_tokens(
-    tables: PieceTables, literals: Literals, sources: list[TokenStore]
-) -> None:
+def test_simple_and_stitched_hold_identical_tokens(tables: PieceTables, literals: Literals) -> None:
     """The streams differ only in order, so a comparison of them compares nothing else."""
-    simple = tokens_of(Simple(4), tables, literals, sources)
-    stitched = tokens_of(Stitched(4), tables, literals, sources)
+    simple = tokens_of(Simple(4), tables)
+    stitched = tokens_of(Stitched(4), tables)
     assert simple != stitched
     assert Counter(simple) == Counter(stitched)
     assert Counter(documents_of(simple, literals)) == Counter(documents_of(stitched, literals))
 
 
-def test_latent_thoughts_stand_where_they_belong(
-    data_set: DataSet, tables: PieceTables, literals: Literals, sources: list[TokenStore]
-) -> None:
+def test_latent_thoughts_stand_where_they_belong(data_set: DataSet, tables: PieceTables, literals: Literals) -> None:
     """Against a literal construction: piece, marker, thought, marker, piece, ..."""
-    found = documents_of(tokens_of(LatentThoughts(literals), tables, literals, sources), literals)
+    found = documents_of(tokens_of(LatentThoughts(), tables), literals)
     expected = []
     for row in training_rows(data_set):
         text = encoded(data_set, row["text"])
@@ -154,9 +128,9 @@ def test_latent_thoughts_stand_where_they_belong(
 
 
 def test_without_its_thoughts_a_document_is_itself_byte_for_byte(
-    data_set: DataSet, tables: PieceTables, literals: Literals, sources: list[TokenStore]
+    data_set: DataSet, tables: PieceTables, literals: Literals
 ) -> None:
-    found = documents_of(tokens_of(LatentThoughts(literals), tables, literals, sources), literals)
+    found = documents_of(tokens_of(LatentThoughts(), tables), literals)
     (start,), (end,) = literals.thought_start, literals.thought_end
     texts = []
     for document in found:
@@ -172,23 +146,75 @@ def test_without_its_thoughts_a_document_is_itself_byte_for_byte(
     assert sorted(texts) == sorted(row["text"] for row in training_rows(data_set))
 
 
-@pytest.mark.parametrize("ordering", [Real(), Simple(2), Stitched(2)])
-def test_the_order_is_a_function_of_the_random_generator(
-    ordering: Ordering, tables: PieceTables, literals: Literals, sources: list[TokenStore]
-) -> None:
-    first = tokens_of(ordering, tables, literals, sources, seed=1)
-    assert first == tokens_of(ordering, tables, literals, sources, seed=1)
-    assert first != tokens_of(ordering, tables, literals, sources, seed=2)
+@pytest.mark.parametrize("ordering", [Real(), Simple(2), Stitched(2), LatentThoughts()])
+def test_the_order_is_a_function_of_the_random_generator(ordering: Ordering, tables: PieceTables) -> None:
+    first = tokens_of(ordering, tables, seed=1)
+    assert first == tokens_of(ordering, tables, seed=1)
+    assert first != tokens_of(ordering, tables, seed=2)
+    assert Counter(first) == Counter(tokens_of(ordering, tables, seed=2))
 
 
 def test_more_generations_than_exist_names_document_and_remedy(tables: PieceTables) -> None:
     with pytest.raises(UserError, match=rf"document-\d+.* has {GENERATIONS}: lower data.generations to {GENERATIONS}"):
-        Simple(GENERATIONS + 1).spans(tables, np.random.default_rng(0))
+        tokens_of(Simple(GENERATIONS + 1), tables)
 
 
-def test_spans_cover_whole_pieces(tables: PieceTables) -> None:
-    spans = Stitched(3).spans(tables, np.random.default_rng(0))
-    total = int((spans[:, STOP] - spans[:, START]).sum())
-    documents = len(tables.real)
-    chosen = tables.first_generations(3).ravel()
-    assert total == tables.real.tokens.sum() + tables.generations.tokens[chosen].sum() + 2 * 4 * documents
+def megadocs_of(ordering: Stitched, tables: PieceTables, seed: int = 0, fixed: int = 0) -> dict[int, list[int]]:
+    """Generation numbers of each document's megadoc, -1 for the real document."""
+    found: dict[int, list[int]] = {}
+    for row in ordering.rows(tables, np.random.default_rng(fixed), np.random.default_rng(seed)):
+        document = int(tables.table.document[row])
+        if document >= 0:
+            found.setdefault(document, []).append(int(tables.table.generation[row]))
+    return found
+
+
+def test_drawn_generations_differ_between_documents_and_not_between_epochs(tables: PieceTables) -> None:
+    drawn = Stitched(2, "absent", draw="drawn")
+    one = megadocs_of(drawn, tables, seed=1, fixed=7)
+    assert len({tuple(sorted(chosen)) for chosen in one.values()}) > 3
+    assert all(len(set(chosen)) == 2 for chosen in one.values())
+    assert one == megadocs_of(drawn, tables, seed=2, fixed=7)
+    assert one != megadocs_of(drawn, tables, seed=1, fixed=8)
+
+
+def test_drawn_generations_are_nested(tables: PieceTables) -> None:
+    fewer, more = (megadocs_of(Stitched(count, "absent", draw="drawn"), tables, fixed=3) for count in (2, 4))
+    assert all(more[document][:2] == chosen for document, chosen in fewer.items())
+
+
+def test_simple_and_stitched_draw_the_same_generations(tables: PieceTables, literals: Literals) -> None:
+    simple = tokens_of(Simple(2, draw="drawn"), tables, fixed=5)
+    stitched = tokens_of(Stitched(2, draw="drawn"), tables, fixed=5)
+    assert Counter(documents_of(simple, literals)) == Counter(documents_of(stitched, literals))
+
+
+def test_the_order_inside_a_megadoc_is_drawn_anew_each_epoch(tables: PieceTables) -> None:
+    drawn = Stitched(4, "last", order="drawn")
+    first, second = megadocs_of(drawn, tables, seed=1), megadocs_of(drawn, tables, seed=2)
+    assert first != second
+    assert {d: sorted(m) for d, m in first.items()} == {d: sorted(m) for d, m in second.items()}
+    assert all(megadoc[-1] == -1 for megadoc in first.values())
+
+
+def test_a_separator_takes_the_place_of_eos_and_bos(data_set: DataSet, literals: Literals) -> None:
+    separated = replace(literals, separator=(7, 8))
+    tables = pieces.join(data_set.stores, separated)
+    for document in documents_of(tokens_of(Stitched(3, separated=True), tables), literals):
+        assert sum(document[i : i + 2] == (7, 8) for i in range(len(document))) >= 3
+
+
+def test_real_fractions_are_nested_and_keep_what_belongs_to_them(data_set: DataSet, literals: Literals) -> None:
+    parts = {f: pieces.join(data_set.stores, literals, f) for f in (0.1, 0.25, 0.5, 1.0)}
+    ids = {f: set(tables.ids.to_pylist()) for f, tables in parts.items()}
+    assert ids[0.1] < ids[0.25] < ids[0.5] < ids[1.0]
+    total = len(ids[1.0])
+    assert [len(ids[f]) for f in ids] == [-(-total // 10), -(-total // 4), -(-total // 2), total]
+    for tables in parts.values():
+        expected = [
+            encoded(data_set, text)
+            for name in tables.ids.to_pylist()
+            for text in [data_set.rows[name]["text"], *(g["text"] for g in data_set.rows[name]["generations"][:2])]
+        ]
+        assert Counter(documents_of(tokens_of(Simple(2), tables), literals)) == Counter(expected)
+        assert tables.thoughts.size == sum(len(data_set.rows[name]["thoughts"]) for name in tables.ids.to_pylist())

@@ -1,49 +1,73 @@
-"""Every token but the first is a target exactly once."""
+"""Windows against literal cuts of the flat sequence of tokens."""
 
-import itertools
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalit.streams.packing import IGNORED, PackedTokens
+from megalit.streams.packing import IGNORED, PackedTokens, split_targets
+from megalit.streams.pieces import PieceTable
+
+lengths = st.lists(st.integers(0, 40), min_size=1, max_size=30)
 
 
-class Counting:
-    """A source whose item *i* holds the numbers from 1000 * i on."""
+def packed_tokens(parts: list[int], disjoint: bool = False) -> tuple[PackedTokens, list[int]]:
+    """Pieces of these lengths from two buffers of consecutive numbers, and the tokens they spell."""
+    buffers = [np.arange(5000, dtype=np.int32), np.arange(20000, 25000, dtype=np.uint16)]
+    count = len(parts)
+    begin = np.arange(count, dtype=np.uint32) * 7
+    none = np.full(count, -1, dtype=np.int32)
+    table = PieceTable(
+        buffers, np.arange(count, dtype=np.uint16) % 2, begin, np.array(parts, dtype=np.int32), none, none
+    )
+    rows = np.arange(count, dtype=np.int32)[::-1].copy()
+    flat = [int(token) for row in rows for token in table.read(row)]
+    return PackedTokens.of(table, rows, disjoint), flat
 
-    def read(self, item: int, start: int, stop: int) -> np.ndarray:  # type: ignore[type-arg]
-        return np.arange(1000 * item + start, 1000 * item + stop, dtype=np.int32)
+
+def window(packed: PackedTokens, index: int, context_length: int) -> tuple[list[int], list[int]]:
+    out = np.full((1, context_length + 1), -7, dtype=np.int64)
+    written = packed.fill(out[0], *packed.bounds(index, context_length))
+    tokens, targets = split_targets(out, np.array([written]))
+    return tokens[0].tolist(), targets[0].tolist()
 
 
-pieces = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5), st.integers(0, 40)), max_size=30)
-
-
-@given(pieces, st.integers(1, 17))
-def test_windows_predict_each_token_once_from_the_one_before(
-    parts: list[tuple[int, int, int]], context_length: int
-) -> None:
-    rows = [(0, item, start, start + length) for item, start, length in parts]
-    spans = np.array(rows, dtype=np.int32).reshape(-1, 4)
-    flat = [token for _, item, start, stop in spans for token in Counting().read(item, start, stop).tolist()]
-    packed = PackedTokens.of(spans)
+@given(lengths, st.integers(1, 17))
+def test_windows_predict_each_token_once_from_the_one_before(parts: list[int], context_length: int) -> None:
+    packed, flat = packed_tokens(parts)
     assert packed.tokens == len(flat)
-    windows = packed.windows(context_length)
     pairs = []
-    for index in range(windows):
-        tokens, targets = packed.window(index, context_length, [Counting()])
-        assert tokens.shape == targets.shape == (context_length,)
-        valid = targets != IGNORED
-        pairs += list(zip(tokens[valid].tolist(), targets[valid].tolist(), strict=True))
-        assert valid.any()
-        # Inside a window each target is the next token.
-        inside = valid[:-1] & valid[1:]
-        assert (targets[:-1][inside] == tokens[1:][inside]).all()
-    assert pairs == list(itertools.pairwise(flat))
+    for index in range(packed.windows(context_length)):
+        tokens, targets = window(packed, index, context_length)
+        assert len(tokens) == len(targets) == context_length
+        assert set(tokens) <= set(flat)
+        valid = [target != IGNORED for target in targets]
+        # Padding stands behind everything else.
+        assert any(valid)
+        assert valid == sorted(valid, reverse=True)
+        pairs += [(token, target) for token, target in zip(tokens, targets, strict=True) if target != IGNORED]
+    assert pairs == list(pairwise(flat))
 
 
-def test_zero_length_pieces_take_no_place() -> None:
-    spans = np.array([(0, 1, 0, 0), (0, 2, 0, 3), (0, 3, 5, 5), (0, 4, 0, 2)], dtype=np.int32)
-    tokens, targets = PackedTokens.of(spans).window(0, 4, [Counting()])
-    assert tokens.tolist() == [2000, 2001, 2002, 4000]
-    assert targets.tolist() == [2001, 2002, 4000, 4001]
+@given(lengths, st.integers(1, 17))
+def test_the_papers_windows_are_disjoint_and_lose_their_last_target(parts: list[int], context_length: int) -> None:
+    packed, flat = packed_tokens(parts, disjoint=True)
+    assert packed.windows(context_length) == len(flat) // context_length
+    for index in range(packed.windows(context_length)):
+        tokens, targets = window(packed, index, context_length)
+        literal = flat[index * context_length : (index + 1) * context_length]
+        assert tokens == literal
+        assert targets == [*literal[1:], IGNORED]
+
+
+@given(lengths, st.integers(1, 17))
+def test_a_windows_pieces_say_where_its_tokens_are_from(parts: list[int], context_length: int) -> None:
+    packed, _ = packed_tokens(parts)
+    for index in range(packed.windows(context_length)):
+        begin, end = packed.bounds(index, context_length)
+        out = np.empty(end - begin, dtype=np.int64)
+        packed.fill(out, begin, end)
+        named = [packed.table.read(row)[start:stop].tolist() for row, start, stop in packed.pieces(begin, end)]
+        assert all(named)
+        assert [token for piece in named for token in piece] == out.tolist()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalit.errors import UserError
-from megalit.streams.schedule import Schedule, exact
+from megalit.streams.schedule import BlockSchedule, PhasedSchedule, Schedule, exact
 
 weights = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
@@ -52,3 +52,37 @@ def test_shares_must_sum_to_one() -> None:
 def test_shares_of_too_fine_a_grain_are_refused() -> None:
     with pytest.raises(UserError, match="too fine"):
         Schedule([exact(0.123456789), 1 - exact(0.123456789)])
+
+
+@given(weights, weights, st.integers(1, 60), st.integers(1, 60))
+def test_phases_have_their_own_shares_and_streams_go_on(
+    first: list[int], second: list[int], early: int, late: int
+) -> None:
+    streams = max(len(first), len(second))
+    parts = [shares_of(weights + [0] * (streams - len(weights))) for weights in (first, second)]
+    phased = PhasedSchedule([(early, Schedule(parts[0])), (late, Schedule(parts[1]))])
+    stream, ordinal = phased.locate(np.arange(early + late))
+    for number in range(streams):
+        assert ordinal[stream == number].tolist() == list(range(int((stream == number).sum())))
+        assert abs((stream[:early] == number).sum() - early * parts[0][number]) < 1
+        assert abs((stream[early:] == number).sum() - late * parts[1][number]) < 1
+    assert phased.counts().tolist() == np.bincount(stream, minlength=streams).tolist()
+    # Any sample alone, in closed form.
+    for sample in (0, early - 1, early, early + late - 1):
+        alone = phased.locate(np.array([sample]))
+        assert (alone[0][0], alone[1][0]) == (stream[sample], ordinal[sample])
+
+
+@given(st.integers(0, 3 * 2048), st.integers(1, 300))
+def test_blocks_of_the_paper_are_exact_and_shuffled(first: int, samples: int) -> None:
+    schedule = BlockSchedule([exact(0.25), exact(0.75)], seed=1)
+    everything, ordinals = schedule.locate(np.arange(4 * 2048))
+    for block in range(4):
+        assert np.bincount(everything[block * 2048 : (block + 1) * 2048]).tolist() == [512, 1536]
+    for stream in (0, 1):
+        assert ordinals[everything == stream].tolist() == list(range(int((everything == stream).sum())))
+    assert everything[:2048].tolist() != everything[2048:4096].tolist()
+    here = schedule.locate(np.arange(first, first + samples))
+    np.testing.assert_array_equal(here[0], everything[first : first + samples])
+    np.testing.assert_array_equal(here[1], ordinals[first : first + samples])
+    assert schedule.counts(first).tolist() == [int((everything[:first] == stream).sum()) for stream in (0, 1)]

@@ -1,0 +1,210 @@
+"""A mixture: streams, their shares in each phase of the run, and the plan that follows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import pairwise
+from math import ceil, floor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megalit.errors import UserError
+from megalit.streams import pieces
+from megalit.streams.loading import SuiteWindows
+from megalit.streams.orderings import LatentThoughts, Ordering, Real
+from megalit.streams.packing import PackedTokens
+from megalit.streams.pieces import BOS, EOS, Literals, PieceTables
+from megalit.streams.plan import RunPlan, StreamPlan
+from megalit.streams.schedule import BlockSchedule, Mixing, PhasedSchedule, Schedule
+from megalit.streams.store import StoreSet, open_stores
+from megalit.streams.stream import EpochOrder, Stream
+
+
+@dataclass(frozen=True)
+class Component:
+    """A stream's part in the mixture.
+
+    Attributes:
+        ordering: the order of its pieces.
+        shares: of the run's windows, one for each phase.
+        stores: folder of its stores, if they are not the mixture's own.
+    """
+
+    ordering: Ordering
+    shares: tuple[Fraction, ...]
+    stores: str | None = None
+
+
+@dataclass(frozen=True)
+class MixtureSettings:
+    """What all streams of a mixture share; see :class:`megalit.streams.datamodule.StreamDataModule`."""
+
+    stores: str
+    context_length: int
+    global_batch: int
+    real_epochs: float | None
+    total_tokens: int | None
+    epoch_order: EpochOrder
+    seed: int
+    real_fraction: float
+    separate_validation: bool
+
+
+Markers = Callable[[StoreSet], tuple[list[int], list[int], list[int]]]
+
+
+class Mixture:
+    """Streams and their schedule.
+
+    Args:
+        settings: what the streams share.
+        components: the streams.
+        phases: share of the run's steps in each phase.
+        markers: gives the tokens of the thought markers and the separator.
+
+    Raises:
+        UserError: stores that are not there or do not go together, or lengths that cannot work.
+    """
+
+    def __init__(
+        self,
+        settings: MixtureSettings,
+        components: Sequence[Component],
+        phases: Sequence[Fraction],
+        markers: Markers,
+    ) -> None:
+        self.settings = settings
+        self._markers = markers
+        self._opened: dict[str, tuple[StoreSet, PieceTables]] = {}
+        self.streams = [self._stream(component) for component in components]
+        own, tables = self._open(settings.stores)
+        real = PackedTokens.of(tables.table, Real().rows(tables, np.random.default_rng(0), np.random.default_rng(0)))
+        if real.tokens <= settings.context_length:
+            raise UserError(
+                f"data.context_length is {settings.context_length} and the real documents have {real.tokens} tokens: "
+                "lower it or add documents"
+            )
+        self.suites = self._suites(own)
+        steps = self._steps(components, phases, real.tokens)
+        self.schedule = self._schedule(components, phases, steps)
+        self.plan = self._plan(components, phases, steps, real.tokens)
+
+    def _open(self, folder: str) -> tuple[StoreSet, PieceTables]:
+        if folder not in self._opened:
+            stores = open_stores(Path(folder))
+            start, end, separator = self._markers(stores)
+            manifest = stores.real.manifest
+            literals = Literals(manifest.bos, manifest.eos, tuple(start), tuple(end), tuple(separator))
+            first = next(iter(self._opened.values()), None)
+            if first is not None and first[0].real.manifest.tokenizer != manifest.tokenizer:
+                raise UserError(f"{folder} and {self.settings.stores} were made by different tokenizers")
+            self._opened[folder] = stores, pieces.join(stores, literals, self.settings.real_fraction)
+        return self._opened[folder]
+
+    def _stream(self, component: Component) -> Stream:
+        stores, tables = self._open(component.stores or self.settings.stores)
+        if isinstance(component.ordering, LatentThoughts):
+            if stores.thoughts is None:
+                raise UserError(
+                    f"synthetic data is asked for and {stores.folder} holds no thoughts: "
+                    "tokenize a corpus whose rows have 'thoughts', or train on another stream"
+                )
+        elif not isinstance(component.ordering, Real) and not stores.generations:
+            raise UserError(
+                f"synthetic data is asked for and {stores.folder} holds no generations: "
+                "tokenize a corpus with generations, or train on RealStream"
+            )
+        settings = self.settings
+        identity = [_contents(stores), settings.real_fraction, tables.table.length[: EOS + 5].tolist()]
+        return Stream(
+            component.ordering, tables, settings.context_length, settings.epoch_order, settings.seed, identity
+        )
+
+    def _suites(self, stores: StoreSet) -> dict[str, SuiteWindows]:
+        if stores.validation is None:
+            return {}
+        alone = StoreSet(stores.folder, stores.validation, None, (), None, None)
+        manifest = stores.validation.manifest
+        tables = pieces.join(alone, Literals(manifest.bos, manifest.eos))
+        rows = np.full((tables.documents, 3), EOS, dtype=np.int32)
+        rows[:, 0] = BOS
+        rows[:, 1] = tables.real.rows()
+        packed = PackedTokens.of(tables.table, rows.ravel())
+        settings = self.settings
+        return {"iid": SuiteWindows(packed, settings.context_length, manifest.bytes, settings.separate_validation)}
+
+    def _steps(self, components: Sequence[Component], phases: Sequence[Fraction], real_tokens: int) -> int:
+        settings = self.settings
+        if settings.total_tokens is not None:
+            return ceil(Fraction(settings.total_tokens, settings.context_length * settings.global_batch))
+        assert settings.real_epochs is not None
+        number = next((n for n, c in enumerate(components) if isinstance(c.ordering, Real) and c.stores is None), None)
+        share = Fraction(0)
+        if number is not None:
+            share = sum((p * s for p, s in zip(phases, components[number].shares, strict=True)), Fraction(0))
+        if number is None or not share:
+            raise UserError("data.real_epochs is given and no real stream is in the mixture: give data.total_tokens")
+        epochs = Fraction(str(settings.real_epochs))
+        if settings.epoch_order == "paper":
+            # The incomplete last batch of an epoch is dropped.
+            in_epoch = floor(Fraction(real_tokens, settings.context_length * settings.global_batch))
+            return floor(in_epoch * epochs / share)
+        return ceil(self.streams[number].windows * epochs / share / settings.global_batch)
+
+    def _schedule(self, components: Sequence[Component], phases: Sequence[Fraction], steps: int) -> PhasedSchedule:
+        edges = [round(sum(phases[:end]) * steps) for end in range(len(phases) + 1)]
+        parts: list[tuple[int, Mixing]] = []
+        for number, (first, last) in enumerate(pairwise(edges)):
+            shares = [component.shares[number] for component in components]
+            mixing: Mixing
+            if self.settings.epoch_order == "paper":
+                mixing = BlockSchedule(shares, self.settings.seed)
+            else:
+                mixing = Schedule(shares)
+            parts.append(((last - first) * self.settings.global_batch, mixing))
+        return PhasedSchedule(parts)
+
+    def _plan(
+        self, components: Sequence[Component], phases: Sequence[Fraction], steps: int, real_tokens: int
+    ) -> RunPlan:
+        counts = self.schedule.counts()
+        samples = steps * self.settings.global_batch
+        streams = tuple(
+            StreamPlan(
+                name=stream.name,
+                share=int(count) / samples if samples else 0.0,
+                unique_tokens=stream.tokens,
+                synthetic_fraction=stream.synthetic_tokens / stream.tokens,
+                windows_per_epoch=stream.windows,
+                windows=int(count),
+            )
+            for stream, count in zip(self.streams, counts, strict=True)
+        )
+        if not steps:
+            raise UserError("the run has no step: raise data.real_epochs or lower data.global_batch")
+        settings = {
+            **asdict(self.settings),
+            "stores": [_contents(stores) for stores, _ in self._opened.values()],
+            "streams": [
+                {**vars(component.ordering), "shares": [str(share) for share in component.shares]}
+                for component in components
+            ],
+            "phases": [str(phase) for phase in phases],
+        }
+        return RunPlan(
+            streams=streams,
+            context_length=self.settings.context_length,
+            global_batch=self.settings.global_batch,
+            steps=steps,
+            vocabulary_size=max(
+                store.manifest.vocabulary_size for stores, _ in self._opened.values() for store in stores.all
+            ),
+            unique_real_tokens=real_tokens,
+            settings=settings,
+        )
+
+
+def _contents(stores: StoreSet) -> dict[str, Any]:
+    return {store.folder.name: store.manifest.content_hash for store in stores.all}

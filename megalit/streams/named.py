@@ -1,0 +1,181 @@
+"""The named streams: one LightningDataModule each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+from megalit.corpus.tokenizers import Tokenizer
+from megalit.errors import UserError
+from megalit.streams.datamodule import StreamDataModule, SyntheticDataModule
+from megalit.streams.mixture import Component
+from megalit.streams.orderings import (
+    Draw,
+    LatentThoughts,
+    MegadocOrder,
+    Ordering,
+    Real,
+    RealDocument,
+    Simple,
+    Stitched,
+)
+from megalit.streams.schedule import exact
+from megalit.streams.store import StoreSet
+
+
+class SimpleStream(SyntheticDataModule):
+    """Generations and real documents, each a document of its own, all permuted together.
+
+    Args:
+        generations: how many of each document's generations take part.
+        draw: which: the ``first`` ones, or some ``drawn`` for each document by seed.
+    """
+
+    def __init__(self, generations: int = 4, draw: Draw = "first", **settings: Any) -> None:
+        super().__init__(**settings)
+        self.generations = _positive(generations)
+        self.draw: Draw = draw
+
+    def synthetic_ordering(self) -> Ordering:
+        return Simple(self.generations, self.draw)
+
+
+class StitchedStream(SyntheticDataModule):
+    """Megadocs: each document's generations and the document itself, side by side.
+
+    Args:
+        generations: how many of each document's generations take part.
+        real_document: where the real document stands in its megadoc.
+        draw: which generations: the ``first`` ones, or some ``drawn`` for each document by seed.
+        megadoc_order: order of the generations in a megadoc: ``fixed``, or ``drawn`` anew each epoch.
+        separator: text between the pieces of a megadoc (default: each piece keeps its BOS and EOS).
+    """
+
+    def __init__(
+        self,
+        generations: int = 4,
+        real_document: RealDocument = "last",
+        draw: Draw = "first",
+        megadoc_order: MegadocOrder = "fixed",
+        separator: str | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.generations = _positive(generations)
+        self.real_document: RealDocument = real_document
+        self.draw: Draw = draw
+        self.megadoc_order: MegadocOrder = megadoc_order
+        self.separator = separator
+
+    def synthetic_ordering(self) -> Ordering:
+        separated = self.separator is not None
+        return Stitched(self.generations, self.real_document, self.draw, self.megadoc_order, separated)
+
+    def markers(self, stores: StoreSet) -> tuple[list[int], list[int], list[int]]:
+        return [], [], _encode(stores, self.separator)[0] if self.separator is not None else []
+
+
+class LatentThoughtStream(SyntheticDataModule):
+    """Megadocs: each document stretched by the thoughts that stand in the corpus.
+
+    Args:
+        thought_start: marker before each thought.
+        thought_end: marker behind each thought.
+    """
+
+    def __init__(self, thought_start: str = "<think>", thought_end: str = "</think>", **settings: Any) -> None:
+        super().__init__(**settings)
+        self.thought_start = thought_start
+        self.thought_end = thought_end
+
+    def synthetic_ordering(self) -> Ordering:
+        return LatentThoughts()
+
+    def markers(self, stores: StoreSet) -> tuple[list[int], list[int], list[int]]:
+        start, end = _encode(stores, self.thought_start, self.thought_end)
+        return start, end, []
+
+
+@dataclass(frozen=True)
+class MixedStream:
+    """One stream of a mixture.
+
+    Attributes:
+        order: ``real``, ``simple``, ``stitched`` or ``latent_thoughts``.
+        share: of the run's windows.
+        generations: of each document, for simple and stitched streams.
+        real_document: where the real document stands in a stitched stream's megadocs.
+        draw: which generations take part.
+        stores: folder of its stores, if they are not the mixture's own: an old corpus, for example.
+        name: of this stream (default: its order); names are unique.
+    """
+
+    order: Literal["real", "simple", "stitched", "latent_thoughts"]
+    share: float
+    generations: int = 4
+    real_document: RealDocument = "last"
+    draw: Draw = "first"
+    stores: str | None = None
+    name: str | None = None
+
+    def component(self) -> Component:
+        name = self.name or self.order
+        ordering: Ordering
+        if self.order == "real":
+            ordering = Real(name)
+        elif self.order == "simple":
+            ordering = Simple(_positive(self.generations), self.draw, name)
+        elif self.order == "stitched":
+            ordering = Stitched(_positive(self.generations), self.real_document, self.draw, name=name)
+        else:
+            ordering = LatentThoughts(name)
+        return Component(ordering, (exact(self.share),), self.stores)
+
+
+class MixtureStream(StreamDataModule):
+    """Any number of streams of any kind, each with its share of windows.
+
+    Args:
+        streams: the streams; their shares sum to 1.
+        thought_start: marker before each thought of latent-thought streams.
+        thought_end: marker behind each thought.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[MixedStream],
+        thought_start: str = "<think>",
+        thought_end: str = "</think>",
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.streams = tuple(streams)
+        self.thought_start = thought_start
+        self.thought_end = thought_end
+        names = [stream.name or stream.order for stream in self.streams]
+        if len(set(names)) < len(names):
+            raise UserError(f"data.streams: the names {', '.join(names)} are not unique: give each stream a name")
+        if any(stream.share <= 0 for stream in self.streams) or sum(exact(s.share) for s in self.streams) != 1:
+            raise UserError("data.streams: their shares are not positive with a sum of 1: mend them")
+
+    def components(self) -> tuple[list[Component], list[Fraction]]:
+        return [stream.component() for stream in self.streams], [Fraction(1)]
+
+    def markers(self, stores: StoreSet) -> tuple[list[int], list[int], list[int]]:
+        if all(stream.order != "latent_thoughts" for stream in self.streams):
+            return [], [], []
+        start, end = _encode(stores, self.thought_start, self.thought_end)
+        return start, end, []
+
+
+def _encode(stores: StoreSet, *texts: str) -> list[list[int]]:
+    if stores.tokenizer is None:
+        raise UserError(f"{stores.folder} holds no tokenizer to encode {texts[0]!r}: tokenize the corpus again")
+    tokenizer = Tokenizer(str(stores.tokenizer))
+    return [tokenizer.encode_marker(text).tolist() for text in texts]
+
+
+def _positive(generations: int) -> int:
+    if generations < 1:
+        raise UserError(f"data.generations is {generations}: ask for at least 1, or train on RealStream")
+    return generations

@@ -1,0 +1,73 @@
+"""The arrays of an epoch, computed once per node and mapped by every rank and worker.
+
+They lie in a folder of the node's own temporary space, named by the fingerprint of what they are computed
+from, so a second run over the same data finds them too. Whoever needs an epoch first computes it, under a
+lock, and removes the epoch before last; a mapped file stays readable after that.
+"""
+
+import getpass
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megalit.files import lock, new_folder
+
+# The epoch being read and its neighbours: loader workers run ahead of the training step.
+_KEPT_EPOCHS = 3
+
+Arrays = dict[str, npt.NDArray[np.int64] | npt.NDArray[np.int32]]
+
+
+def plans_folder() -> Path:
+    """Where plans lie on this node: ``$MEGALIT_PLANS``, or a folder of the user's in the temporary space."""
+    named = os.environ.get("MEGALIT_PLANS")
+    return Path(named) if named else Path(tempfile.gettempdir()) / f"megalit-plans-{getpass.getuser()}"
+
+
+class PlanArrays:
+    """Arrays by epoch, kept on disk.
+
+    Args:
+        key: fingerprint of everything they depend on but the epoch.
+        compute: gives the arrays of an epoch.
+    """
+
+    def __init__(self, key: str, compute: Callable[[int], Arrays]) -> None:
+        self._folder = plans_folder() / key
+        self._compute = compute
+        self._mapped: dict[int, Arrays] = {}
+
+    def __getitem__(self, epoch: int) -> Arrays:
+        if epoch not in self._mapped:
+            folder = self._folder / f"epoch-{epoch}"
+            arrays = _map(folder)
+            if arrays is None:
+                with lock(folder):
+                    arrays = _map(folder)
+                    if arrays is None:
+                        with new_folder(folder) as temporary:
+                            for name, array in self._compute(epoch).items():
+                                np.save(temporary / f"{name}.npy", array)
+                        arrays = _map(folder)
+            assert arrays is not None
+            self._mapped[epoch] = arrays
+            for old in [known for known in self._mapped if known <= epoch - _KEPT_EPOCHS]:
+                del self._mapped[old]
+                shutil.rmtree(self._folder / f"epoch-{old}", ignore_errors=True)
+        return self._mapped[epoch]
+
+    def __getstate__(self) -> dict[str, object]:
+        # A loader process maps the files itself.
+        return {**self.__dict__, "_mapped": {}}
+
+
+def _map(folder: Path) -> Arrays | None:
+    try:
+        return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))} or None
+    except FileNotFoundError:  # another process removed the epoch between the listing and the mapping
+        return None

@@ -1,0 +1,114 @@
+"""The same windows in the same order on any topology, from any point of the run."""
+
+from typing import Any
+
+import pytest
+import torch
+from data_sets import DataSet
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from megalit.errors import UserError
+from megalit.streams import SimpleStream, StitchedStream
+from megalit.streams.loading import GlobalBatchSampler, SuiteSampler
+
+
+@given(
+    steps=st.integers(1, 30),
+    per_rank=st.integers(1, 4),
+    worlds=st.tuples(st.sampled_from([1, 2, 3, 4, 6, 8]), st.sampled_from([1, 2, 3, 4, 6, 8])),
+    data=st.data(),
+)
+def test_any_topology_can_go_on_where_another_stopped(
+    steps: int, per_rank: int, worlds: tuple[int, int], data: st.DataObject
+) -> None:
+    """World sizes 1 to 8 that divide the global batch; stopped after any step and continued with another."""
+    global_batch = 24 * per_rank
+
+    def run(world: int, consumed: int) -> list[list[int]]:
+        ranks = [list(GlobalBatchSampler(steps, global_batch, rank, world, consumed)) for rank in range(world)]
+        return [[sample for share in shares for sample in share] for shares in zip(*ranks, strict=True)]
+
+    stop = data.draw(st.integers(0, steps))
+    before, after = run(worlds[0], 0)[:stop], run(worlds[1], stop * global_batch)
+    samples = [sample for batch in before + after for sample in batch]
+    assert samples == list(range(steps * global_batch))
+
+
+@given(st.integers(0, 50), st.integers(1, 7), st.integers(1, 8))
+def test_validation_takes_every_window_once_on_any_number_of_ranks(windows: int, batch: int, world: int) -> None:
+    taken = [n for rank in range(world) for part in SuiteSampler(windows, batch, rank, world) for n in part]
+    assert sorted(taken) == list(range(windows))
+
+
+def sequence(data: StitchedStream, workers: int, consumed: int = 0) -> list[tuple[list[int], list[int]]]:
+    data.num_workers = workers
+    data._start_samples = consumed
+    loader: DataLoader[Any] = data.train_dataloader()
+    return [
+        (row, tokens)
+        for b in loader
+        for row, tokens in zip(b["provenance"].tolist(), b["tokens"].tolist(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_loader_processes_change_nothing(data_set: DataSet, workers: int) -> None:
+    data = StitchedStream(stores=str(data_set.folder), context_length=16, global_batch=6, total_tokens=6 * 16 * 25)
+    data.setup("validate")
+    alone = sequence(data, 0)
+    assert sequence(data, workers) == alone
+    assert sequence(data, workers, consumed=6 * 11) == alone[6 * 11 :]
+    assert [row[0] for row, _ in alone] == list(range(6 * 25))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 60), st.sampled_from(["documents", "windows", "sequential", "paper"]))
+def test_a_fresh_process_reads_the_same_window_for_a_sample(data_set: DataSet, sample: int, order: str) -> None:
+    """No state but the sample's number: a new data module, far into the run, gives the same window."""
+
+    def read(samples: range) -> torch.Tensor:
+        data = SimpleStream(
+            stores=str(data_set.folder),
+            context_length=64,
+            global_batch=4,
+            real_epochs=4,
+            epoch_order=order,  # type: ignore[arg-type]
+        )
+        data.setup("validate")
+        return data.train_dataloader().dataset[samples]["tokens"]
+
+    assert torch.equal(read(range(sample, sample + 1))[0], read(range(0, 61))[sample])
+
+
+def test_another_plan_is_refused_by_the_first_difference(data_set: DataSet) -> None:
+    def module(**changed: object) -> SimpleStream:
+        values: dict[str, Any] = {"context_length": 16, "global_batch": 4, "real_epochs": 1, **changed}
+        return SimpleStream(stores=str(data_set.folder), **values)
+
+    saved = module()
+    state = {"consumed_samples": 40, "plan": saved.plan.to_json(), "fingerprint": saved.plan.fingerprint}
+    same = module()
+    same.load_state_dict(state)
+    assert same._start_samples == 40
+    for changed, difference in {
+        "generations": ({"generations": 2}, "streams"),
+        "seed": ({"seed": 5}, "settings.seed was 0 and is 5"),
+        "epoch_order": ({"epoch_order": "windows"}, "settings.epoch_order was 'documents' and is 'windows'"),
+    }.values():
+        with pytest.raises(UserError, match="another data plan") as refused:
+            module(**changed).load_state_dict(state)
+        assert difference in str(refused.value)
+    forced = module(seed=5, ignore_plan=True)
+    forced.load_state_dict(state)
+    assert forced._start_samples == 40
+
+
+def test_a_batch_that_does_not_divide_among_devices_is_refused(
+    data_set: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = SimpleStream(stores=str(data_set.folder), context_length=16, global_batch=5, total_tokens=100)
+    monkeypatch.setattr(SimpleStream, "_world_size", 2)
+    with pytest.raises(UserError, match="does not divide among 2 devices"):
+        data.setup("fit")
