@@ -32,6 +32,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "corpus": Verb("read documents from files, hold some out, write a corpus", "megalit.cli.data:corpus"),
     "tokenize": Verb("turn a corpus into token stores", "megalit.cli.data:tokenize"),
+    "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main"),
     "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main"),
     "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main"),
     "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main"),

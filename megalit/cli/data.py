@@ -12,6 +12,7 @@ from megalit.cli import VERBS
 from megalit.cli.parsing import one_line
 from megalit.cli.prepare import TokenizerSettings, ensure_corpus, ensure_stores
 from megalit.corpus.build import CorpusSettings
+from megalit.corpus.contamination import GuardSettings
 from megalit.corpus.tables import Corpus
 from megalit.errors import UserError
 from megalit.files import lock
@@ -44,11 +45,13 @@ class TokenizeCommand:
         corpus: folder that `megalit corpus` wrote.
         output: folder of the stores; each store appears when it is complete and verified.
         tokenizer: encodes all of them.
+        guard: looks for passages of validation documents in the training text.
     """
 
     corpus: str = "data/corpus"
     output: str = "data/stores"
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
 
 
 def corpus(verb: str, arguments: Sequence[str]) -> None:
@@ -66,7 +69,7 @@ def tokenize(verb: str, arguments: Sequence[str]) -> None:
     command = _parse(verb, TokenizeCommand, arguments)
     output = Path(command.output)
     with lock(output):
-        ensure_stores(Corpus(Path(command.corpus)), [], command.tokenizer, output)
+        ensure_stores(Corpus(Path(command.corpus)), [], command.tokenizer, command.guard, output)
     print(output)
 
 

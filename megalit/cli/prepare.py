@@ -10,6 +10,7 @@ from typing import Any
 
 from megalit.cli.console import Step, console
 from megalit.corpus.build import CorpusSettings, build_corpus, input_state
+from megalit.corpus.contamination import GuardSettings
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.errors import UserError
@@ -40,12 +41,14 @@ class PrepareSettings:
         corpus: the documents.
         token_noise: makes generations of the training documents without a model; null makes none.
         tokenizer: encodes everything.
+        guard: looks for passages of validation documents in the training text.
     """
 
     folder: str | None = None
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
     token_noise: TokenNoise | None = None
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
 
     @property
     def stores(self) -> Path:
@@ -69,7 +72,7 @@ def prepare(settings: PrepareSettings) -> None:
             noise = folder / "token_noise"
             _ensure_token_noise(settings.token_noise, corpus, noise)
             generations.append(("token_noise", noise / "generations.parquet", asdict(settings.token_noise)))
-        ensure_stores(corpus, generations, settings.tokenizer, settings.stores)
+        ensure_stores(corpus, generations, settings.tokenizer, settings.guard, settings.stores)
 
 
 def ensure_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
@@ -113,6 +116,7 @@ def ensure_stores(
     corpus: Corpus,
     generations: list[tuple[str, Path, dict[str, Any]]],
     settings: TokenizerSettings,
+    guard: GuardSettings,
     folder: Path,
 ) -> None:
     """Build the tokenizer, if it is to be trained, and the stores that are missing. To be called under a lock."""
@@ -123,10 +127,17 @@ def ensure_stores(
     title = "tokenizing"
     with Step(title) as shown:
         built = build_stores(
-            corpus, generations, tokenizer, folder, lambda name, items: shown.update(items, f"items of {name}")
+            corpus, generations, tokenizer, folder, guard, lambda name, items: shown.update(items, f"items of {name}")
         )
     for manifest in built:
         console.print(f"tokenized: {manifest.kind}, {manifest.items:,} items, {manifest.tokens:,} tokens")
+        found = manifest.contamination
+        if found and found["touched"]:
+            console.print(
+                f"  {found['touched']:,} of {found['texts']:,} share {guard.words}-word sequences with the validation "
+                f"set, {len(found['contaminated']):,} in more than {guard.threshold:.0%} of them"
+                + (" and are left out (listed in the store's manifest)" if guard.action == "drop" else "")
+            )
 
 
 def _ensure_tokenizer(corpus: Corpus, settings: TokenizerSettings, folder: Path) -> Tokenizer:

@@ -44,29 +44,34 @@ _REMEDY = {
 }
 
 
+# How configurations are parsed, for every verb that takes those of ``fit``.
+PARSING: dict[str, Any] = {
+    "subclass_mode_data": True,
+    "save_config_callback": None,
+    "auto_configure_optimizers": False,
+    "load_from_checkpoint_support": False,
+    "seed_everything_default": 0,
+    "trainer_defaults": {
+        **_OURS,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        "val_check_interval": 0.1,
+        "log_every_n_steps": 10,
+    },
+    "parser_kwargs": {"prog": "megalit", "exit_on_error": False},
+}
+
+
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit fit``, ``megalit validate`` and ``megalit test``."""
-    _quiet()
+    quiet()
     TrainingCLI.verb = verb
     try:
         TrainingCLI(
             LanguageModel,
             StreamDataModule,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            seed_everything_default=0,
-            trainer_defaults={
-                **_OURS,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-                "enable_checkpointing": True,
-                "val_check_interval": 0.1,
-                "log_every_n_steps": 10,
-            },
-            parser_kwargs={"prog": "megalit", "exit_on_error": False, verb: {"exit_on_error": False}},
             args=[verb, *arguments],
+            **{**PARSING, "parser_kwargs": {**PARSING["parser_kwargs"], verb: {"exit_on_error": False}}},
         )
     except argparse.ArgumentError as error:
         raise UserError(one_line(error)) from error
@@ -76,7 +81,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         raise UserError(one_line(error)) from error
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Silence what a user of megalit can do nothing about."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
@@ -111,7 +116,7 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(Progress, "progress")
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.verb]
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
         for key, value in _OURS.items():
             if config.trainer.get(key) != value:
                 remedy = _REMEDY.get(key, "data.real_epochs or data.total_tokens")
@@ -133,7 +138,7 @@ class TrainingCLI(LightningCLI):
             config.trainer.logger = True
 
     def _plain(self, config: Any) -> dict[str, Any]:
-        text = self._parser(self.verb).dump(config, skip_none=False, skip_validation=True)
+        text = self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True)
         plain: dict[str, Any] = yaml.safe_load(text)
         for key in ("config", "overwrite"):
             plain.pop(key, None)
@@ -159,7 +164,7 @@ class TrainingCLI(LightningCLI):
             console.print(f"the run in {run.path} is finished:")
             console.print(result_table(run.finished))
             return
-        self._prepare(config)
+        self.prepare_data(config)
         plan = self.datamodule.plan
         self.model.check_plan(plan)
         run.start(self.plain_config)
@@ -189,7 +194,7 @@ class TrainingCLI(LightningCLI):
         checkpoint = RunFolder(Path(config.run)).newest_checkpoint
         if checkpoint is None:
             raise UserError(f"{config.run} holds no checkpoint: train it with `megalit fit` and the same --config")
-        self._prepare(config)
+        self.prepare_data(config)
         for suite, loss in self._measure(self.verb, checkpoint).items():
             print(f"{suite}\t{loss:.6f}")
 
@@ -201,7 +206,8 @@ class TrainingCLI(LightningCLI):
         results = function(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
         return {name.removeprefix("validation/"): value for result in results for name, value in result.items()}
 
-    def _prepare(self, config: Any) -> None:
+    def prepare_data(self, config: Any) -> None:
+        """Build the data that is missing."""
         if config.prepare.folder is not None:
             prepare(PrepareSettings(**vars(config.prepare)))
 

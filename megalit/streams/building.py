@@ -9,6 +9,8 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from litdata.streaming.writer import BinaryWriter
 
+from megalit.corpus.contamination import Contamination, ContaminationGuard, GuardSettings
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus, TableWriter
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
@@ -60,11 +63,12 @@ def build_store(
     tokenizer: Tokenizer,
     origin: dict[str, Any],
     progress: Progress = lambda store, items: None,
+    contamination: Contamination | None = None,
 ) -> Manifest:
     """Tokenize ``rows`` into a new store at ``folder``, which appears when it is verified.
 
     Call it under :func:`megalit.files.lock`. ``progress`` is told the store's name and the number of items
-    written.
+    written; ``contamination`` is what the guard has counted once all rows are through.
 
     Raises:
         UserError: nothing to write, or what was written does not read back the same.
@@ -101,7 +105,9 @@ def build_store(
             tokens=tokens,
             bytes=text_bytes,
             content_hash=digest.hexdigest(),
+            chunks={path.name: _file_hash(path) for path in sorted(temporary.glob("*.bin"))},
             origin=origin,
+            contamination=contamination.to_json() if contamination else None,
         )
         write_json(temporary / "manifest.json", manifest.to_json())
         verify(temporary)
@@ -109,12 +115,15 @@ def build_store(
 
 
 def verify(folder: Path) -> None:
-    """Read a store back and compare items, tokens and content hash with its manifest.
+    """Read a store back and compare chunks, items, tokens and content hash with its manifest.
 
     Raises:
-        UserError: they differ; the message names the store.
+        UserError: they differ; the message names the chunk, or the store.
     """
     store = TokenStore(folder)
+    for name, expected in store.manifest.chunks.items():
+        if _file_hash(folder / name) != expected:
+            raise UserError(f"{folder / name} does not hold what was written: build the store again")
     digest = hashlib.blake2b(digest_size=8)
     counts = pq.read_table(folder / "items.parquet", columns=["tokens"]).column(0).to_numpy()
     for item, count in enumerate(counts):
@@ -122,6 +131,11 @@ def verify(folder: Path) -> None:
     manifest = store.manifest
     if (len(counts), int(counts.sum()), digest.hexdigest()) != (manifest.items, manifest.tokens, manifest.content_hash):
         raise UserError(f"{folder} does not hold what its manifest says: build the store again")
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def _chunk_writer(folder: Path) -> BinaryWriter:
@@ -145,11 +159,22 @@ def _finish_chunks(writer: BinaryWriter, folder: Path) -> None:
     (folder / "0.index.json").rename(folder / "index.json")
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A store to be built."""
+
+    name: str
+    kind: Kind
+    rows: Callable[[], Rows]
+    origin: dict[str, Any]
+
+
 def build_stores(
     corpus: Corpus,
     generations: Iterable[tuple[str, Path, dict[str, Any]]],
     tokenizer: Tokenizer,
     output: Path,
+    guard: GuardSettings | None = None,
     progress: Progress = lambda store, items: None,
 ) -> list[Manifest]:
     """Build every store of a data set that is not there yet.
@@ -159,6 +184,7 @@ def build_stores(
         generations: further sets of generations: (name, ``generations.parquet``, origin).
         tokenizer: encodes all of them.
         output: the folder of the stores, one sub-folder each.
+        guard: looks for validation text in everything else; None does not look.
         progress: told the store's name and the number of items written.
 
     Returns:
@@ -167,26 +193,62 @@ def build_stores(
     Raises:
         UserError: a store is there that was built from something else.
     """
-    source = {"corpus": corpus.manifest["settings"], "inputs": corpus.manifest["inputs"]}
-    plan: list[tuple[str, Kind, Rows, dict[str, Any]]] = [("real", "real", real_rows(corpus, TRAIN), source)]
+    source: dict[str, Any] = {"corpus": corpus.manifest["settings"], "inputs": corpus.manifest["inputs"]}
+    if guard is not None:
+        source["guard"] = asdict(guard)
+    sources = list(_sources(corpus, generations, tokenizer, source))
+    missing = [part for part in sources if not stores.exists(output / part.name)]
+    for part in sources:
+        if part not in missing:
+            manifest = stores.read_manifest(output / part.name)
+            if manifest.origin != part.origin or manifest.tokenizer != tokenizer.fingerprint:
+                raise UserError(
+                    f"{output / part.name} was built from another corpus, tokenizer or guard: "
+                    "choose another folder for the stores"
+                )
+    if not missing:
+        return []
+    watch = ContaminationGuard(guard, corpus.texts(VALIDATION)) if guard is not None and guard.words else None
+    dropped: set[str] = _dropped(output / "real") if (output / "real").exists() else set()
+    built = []
+    for part in missing:
+        rows, found = part.rows(), None
+        if watch is not None and part.kind != "validation":
+            found = Contamination()
+            rows = watch.filter(_without(rows, dropped), found)
+        built.append(build_store(output / part.name, part.kind, rows, tokenizer, part.origin, progress, found))
+        if part.kind == "real":
+            # What was made from a document that is left out is left out too.
+            dropped = _dropped(output / part.name)
+    return built
+
+
+def _sources(
+    corpus: Corpus,
+    generations: Iterable[tuple[str, Path, dict[str, Any]]],
+    tokenizer: Tokenizer,
+    origin: dict[str, Any],
+) -> Iterator[_Source]:
+    yield _Source("real", "real", lambda: real_rows(corpus, TRAIN), origin)
     if corpus.manifest["documents"][VALIDATION]:
-        plan.append(("validation", "validation", real_rows(corpus, VALIDATION), source))
+        yield _Source("validation", "validation", lambda: real_rows(corpus, VALIDATION), origin)
     if corpus.manifest["generations"]:
         path = corpus.folder / "generations.parquet"
-        plan.append(("generations", "generations", generation_rows(path), source))
-    for name, path, origin in generations:
-        plan.append((name, "generations", generation_rows(path), {**source, "recipe": origin}))
+        yield _Source("generations", "generations", lambda: generation_rows(path), origin)
+    for name, path, recipe in generations:
+        rows = partial(generation_rows, path)
+        yield _Source(name, "generations", rows, {**origin, "recipe": recipe})
     if corpus.manifest["thoughts"]:
-        plan.append(("thoughts", "thoughts", thought_rows(corpus, tokenizer), source))
-    built = []
-    for name, kind, rows, origin in plan:
-        folder = output / name
-        if not stores.exists(folder):
-            built.append(build_store(folder, kind, rows, tokenizer, origin, progress))
-            continue
-        manifest = stores.read_manifest(folder)
-        if manifest.origin != origin or manifest.tokenizer != tokenizer.fingerprint:
-            raise UserError(
-                f"{folder} was built from another corpus or tokenizer: choose another folder for the stores"
-            )
-    return built
+        yield _Source("thoughts", "thoughts", lambda: thought_rows(corpus, tokenizer), origin)
+
+
+def _dropped(folder: Path) -> set[str]:
+    manifest = stores.read_manifest(folder)
+    if (manifest.origin.get("guard") or {}).get("action") != "drop" or manifest.contamination is None:
+        return set()
+    return {document for document, _, _ in manifest.contamination["contaminated"]}
+
+
+def _without(batches: Rows, documents: set[str]) -> Rows:
+    for batch in batches:
+        yield [row for row in batch if row["document_id"] not in documents]

@@ -49,7 +49,9 @@ class Manifest:
         dtype: of the stored tokens: ``uint16`` where the vocabulary fits, else ``int32``.
         items, tokens, bytes: totals; ``bytes`` counts the UTF-8 text.
         content_hash: over all tokens in order.
+        chunks: hash of each chunk's file, by name.
         origin: what the store was built from.
+        contamination: what the guard found (:mod:`megalit.corpus.contamination`), or None where it was off.
     """
 
     kind: Kind
@@ -62,7 +64,9 @@ class Manifest:
     tokens: int
     bytes: int
     content_hash: str
+    chunks: dict[str, str]
     origin: dict[str, Any]
+    contamination: dict[str, Any] | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def test_verification_finds_a_flipped_bit(store: Path) -> None:
     data = bytearray(chunk.read_bytes())
     data[-1] ^= 1
     chunk.write_bytes(data)
-    with pytest.raises(UserError, match="does not hold what its manifest says"):
+    with pytest.raises(UserError, match=rf"{chunk.name} does not hold what was written"):
         building.verify(store)
 
 

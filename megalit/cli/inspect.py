@@ -1,0 +1,139 @@
+"""``megalit inspect``: what a store or a configuration's streams hold."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser
+
+from megalit.cli.console import Step
+from megalit.cli.parsing import is_union_error, one_line
+from megalit.cli.training import PARSING, TrainingCLI, quiet
+from megalit.corpus.tokenizers import Tokenizer
+from megalit.errors import UserError
+from megalit.modeling.language_model import LanguageModel
+from megalit.scaling.stream_plots import plot_streams
+from megalit.streams import StreamDataModule
+from megalit.streams.building import verify
+from megalit.streams.inspection import (
+    PieceInWindow,
+    megadoc_lengths,
+    mixture_lines,
+    store_lines,
+    window_of_sample,
+)
+from megalit.streams.mixture import Mixture
+from megalit.streams.store import TokenStore, exists, open_stores
+
+# Windows drawn by --plot.
+_SHOWN_WINDOWS = 16
+
+
+def main(verb: str, arguments: Sequence[str]) -> None:
+    """``megalit inspect STORE`` or ``megalit inspect CONFIG``."""
+    target = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if target is not None and not Path(target).exists():
+        raise UserError(f"{target} does not exist: name a store, a folder of stores or a configuration")
+    try:
+        if target is not None and Path(target).is_file():
+            _inspect_configuration(["--config", target, *arguments[1:]])
+        else:
+            _inspect_stores(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(error)) from error
+
+
+# Stores ------------------------------------------------------------------------------------------------
+
+
+def _inspect_stores(arguments: Sequence[str]) -> None:
+    parser = ArgumentParser(
+        prog="megalit inspect",
+        description="Show what a store holds, or (for a configuration) what a run's streams hold; with a "
+        "configuration, --window N, --plot FILE and every setting of `megalit fit` are known too.",
+        exit_on_error=False,
+    )
+    parser.add_argument("target", type=str, help="A store, a folder of stores, or a configuration (YAML).")
+    parser.add_argument("--verify", type=bool, default=False, help="Read every token and compare with the manifest.")
+    parser.add_argument("-c", "--config", type=str, help="The same as a configuration as target.")
+    parser.add_argument("--print_config", action="store_true", help="With a configuration: print it, resolved.")
+    settings = parser.parse_args(list(arguments))
+    folder = Path(settings.target)
+    found = [TokenStore(folder)] if exists(folder) else list(open_stores(folder).all)
+    for store in found:
+        print("\n".join(store_lines(store)))
+        if settings.verify:
+            with Step(f"verifying {store.folder}"):
+                verify(store.folder)
+            print("  verified: items, tokens and content are what the manifest says")
+
+
+# Configurations ----------------------------------------------------------------------------------------
+
+
+class InspectCLI(TrainingCLI):
+    """Parses what ``fit`` parses and looks at the data only."""
+
+    verb = "inspect"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--window", type=int, help="Show the window at this place of the run, piece by piece.")
+        parser.add_argument("--plot", type=str, help="Draw megadoc lengths and the first windows to this PNG file.")
+        parser.add_argument("--verify", type=bool, default=False, help="Read every token of the stores.")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
+
+
+def _inspect_configuration(arguments: Sequence[str]) -> None:
+    quiet()
+    try:
+        cli = InspectCLI(LanguageModel, StreamDataModule, run=False, args=list(arguments), **PARSING)
+    except ValueError as error:
+        if not is_union_error(error):
+            raise
+        raise UserError(one_line(error)) from error
+    cli.prepare_data(cli.config_init)
+    mixture: Mixture = cli.datamodule.mixture
+    for store in open_stores(Path(mixture.settings.stores)).all:
+        print("\n".join(store_lines(store)))
+        if cli.config_init.verify:
+            verify(store.folder)
+            print("  verified: items, tokens and content are what the manifest says")
+    print("\n".join(mixture_lines(mixture)))
+    if cli.config_init.window is not None:
+        _print_window(mixture, cli.config_init.window)
+    if cli.config_init.plot is not None:
+        _plot(mixture, Path(cli.config_init.plot))
+
+
+def _print_window(mixture: Mixture, sample: int) -> None:
+    tokenizer_folder = Path(mixture.settings.stores) / "tokenizer"
+    tokenizer = Tokenizer(str(tokenizer_folder)) if tokenizer_folder.exists() else None
+    stream, epoch, window, found = window_of_sample(mixture, sample)
+    print(f"\nsample {sample} of the run: window {window} of epoch {epoch} of {stream}")
+    for piece in found:
+        text = tokenizer.decode(piece.tokens) if tokenizer is not None else str(piece.tokens)
+        generation = "" if piece.generation is None else f", generation {piece.generation}"
+        print(f"[{piece.name}{generation}, tokens {piece.start}-{piece.stop}]\n{text}")
+
+
+def _plot(mixture: Mixture, path: Path) -> None:
+    windows = []
+    for sample in range(min(_SHOWN_WINDOWS, mixture.schedule.samples)):
+        stream, _, window, found = window_of_sample(mixture, sample)
+        windows.append((f"{sample}: {stream} {window}", [(_kind(stream, piece), len(piece.tokens)) for piece in found]))
+    lengths = {stream.name: megadoc_lengths(stream) for stream in mixture.streams}
+    plot_streams(lengths, mixture.settings.context_length, windows, path)
+    print(f"drawn to {path}")
+
+
+def _kind(stream: str, piece: PieceInWindow) -> str:
+    if piece.literal:
+        return "literal"
+    if piece.generation is None:
+        return "real"
+    return "thought" if stream == "latent_thoughts" else "generation"

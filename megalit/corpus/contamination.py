@@ -1,0 +1,135 @@
+"""Contamination guard: training text that shares long word sequences with validation documents.
+
+Held out means held out by id; this looks further, for passages that occur on both sides. The usual test is an
+overlap of word 13-grams (GPT-3, arXiv 2005.14165, appendix C).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from megalit.errors import UserError
+
+Action = Literal["report", "drop", "stop"]
+
+Hashes = npt.NDArray[np.uint64]
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_POWERS = np.multiply.accumulate(np.full(64, 0xD6E8FEB86659FD93, dtype=np.uint64))
+_IN_WORD = np.array([byte >= 128 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    """What counts as contamination, and what happens then.
+
+    Attributes:
+        words: length of the word sequences that are compared; 0 turns the guard off.
+        threshold: a text is contaminated when a larger share of its sequences occurs in the validation set.
+        action: ``report`` counts, ``drop`` leaves contaminated texts out and lists them, ``stop`` ends the build.
+            Parallel passages are normal in some corpora, so nothing is dropped unasked.
+    """
+
+    words: int = 13
+    threshold: float = 0.1
+    action: Action = "report"
+
+
+@dataclass
+class Contamination:
+    """What the guard found in one store.
+
+    Attributes:
+        texts: texts looked at.
+        touched: texts with at least one shared sequence.
+        dropped: texts above the threshold: (document id, generation or None, share), all of them.
+    """
+
+    texts: int = 0
+    touched: int = 0
+    contaminated: list[tuple[str, int | None, float]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"texts": self.texts, "touched": self.touched, "contaminated": [list(c) for c in self.contaminated]}
+
+
+class ContaminationGuard:
+    """Knows the word sequences of the validation documents.
+
+    Args:
+        settings: length, threshold, action.
+        validation: the texts of the validation documents.
+
+    Raises:
+        UserError: settings that cannot work.
+    """
+
+    def __init__(self, settings: GuardSettings, validation: Iterable[str]) -> None:
+        if settings.words < 0 or not 0 <= settings.threshold <= 1:
+            raise UserError(
+                f"guard: words {settings.words} and threshold {settings.threshold}: "
+                "choose 0 or more words and a threshold in [0, 1]"
+            )
+        self.settings = settings
+        hashes = [_sequences(text, settings.words) for text in validation] if settings.words else []
+        self._known = np.unique(np.concatenate(hashes)) if hashes else np.empty(0, dtype=np.uint64)
+
+    def share(self, text: str) -> float:
+        """Share of a text's word sequences that occur in the validation set."""
+        found = _sequences(text, self.settings.words) if len(self._known) else self._known
+        if not len(found):
+            return 0.0
+        place = np.minimum(np.searchsorted(self._known, found), len(self._known) - 1)
+        return float((self._known[place] == found).mean())
+
+    def filter(self, batches: Iterator[list[dict[str, Any]]], report: Contamination) -> Iterator[list[dict[str, Any]]]:
+        """Pass rows with a ``text`` on, counting into ``report``; leave out what is to be dropped.
+
+        Raises:
+            UserError: a contaminated text, where the build is to stop.
+        """
+        for batch in batches:
+            kept = []
+            for row in batch:
+                share = self.share(row["text"])
+                report.texts += 1
+                report.touched += share > 0
+                if share > self.settings.threshold:
+                    report.contaminated.append((row["document_id"], row.get("generation"), round(share, 4)))
+                    if self.settings.action == "stop":
+                        raise UserError(
+                            f"{share:.0%} of the {self.settings.words}-word sequences of '{row['document_id']}' "
+                            "occur in the validation set: hold it out too, raise guard.threshold, or choose another "
+                            "guard.action"
+                        )
+                    if self.settings.action == "drop":
+                        continue
+                kept.append(row)
+            if kept:
+                yield kept
+
+
+def _sequences(text: str, words: int) -> Hashes:
+    """Hashes of all sequences of ``words`` words, ``(words in text - words + 1,)``.
+
+    A word is a run of letters, digits and underscores, in lower case; letters beyond ASCII count by their bytes.
+    """
+    data = np.frombuffer(text.lower().encode(), dtype=np.uint8)
+    inside = _IN_WORD[data]
+    letters = data[inside].astype(np.uint64)
+    starts = np.flatnonzero((inside & ~np.concatenate([[False], inside[:-1]]))[inside])
+    if len(starts) < words or not words:
+        return np.empty(0, dtype=np.uint64)
+    lengths = np.diff(np.append(starts, len(letters)))
+    place = np.minimum(np.arange(len(letters)) - np.repeat(starts, lengths), len(_POWERS) - 1)
+    base = np.add.reduceat((letters + np.uint64(1)) * _POWERS[place], starts)
+    base ^= base >> np.uint64(29)
+    base *= _MULTIPLIER
+    # A polynomial hash over a sliding window of words, modulo 2^64.
+    total: Hashes = np.zeros(len(base) - words + 1, dtype=np.uint64)
+    for offset in range(words):
+        total = total * _MULTIPLIER + base[offset : offset + len(total)]
+    return total

@@ -1,0 +1,61 @@
+"""``megalit inspect`` shows what is there."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from data_sets import DataSet
+from running import Run
+
+
+def test_a_configuration_is_shown_as_a_tree(run: Run, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", small, "--verify", "true") == 0
+    said = capsys.readouterr().out
+    for words in ("40 steps", "real: 25.0% of windows", "stitched: 75.0% of windows", "validation iid", "verified:"):
+        assert words in said
+
+
+def test_a_window_is_shown_with_the_provenance_of_its_pieces(
+    run: Run, small: Path, data_set: DataSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each piece's text is a part of the document or generation that it is said to be from."""
+    seen = 0
+    for window in range(4):
+        assert run("inspect", small, "--window", str(window)) == 0
+        shown = capsys.readouterr().out.split(f"sample {window} of the run")[1]
+        for block in shown.split("\n[")[1:]:
+            head, text = block.split("]\n", 1)
+            name, *rest = head.split(", ")
+            if name in data_set.rows:
+                row = data_set.rows[name]
+                generation = next((int(part.split()[1]) for part in rest if part.startswith("generation")), None)
+                source = row["text"] if generation is None else row["generations"][generation]["text"]
+                assert text.strip("\n").strip() in source
+                seen += 1
+    assert seen >= 4
+
+
+def test_streams_are_drawn(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("inspect", small, "--plot", tmp_path / "p.png", "--data", "LatentThoughtStream") == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_damaged_store_is_found(run: Run, data_set: DataSet, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    shutil.copytree(data_set.stores.real.folder, tmp_path / "real")
+    assert run("inspect", "real", "--verify", "true") == 0
+    assert "verified" in capsys.readouterr().out
+    chunk = next((tmp_path / "real").glob("*.bin"))
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 4
+    chunk.write_bytes(data)
+    assert run("inspect", "real", "--verify", "true") == 2
+    assert f"{chunk.name} does not hold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["."], ["small.yaml", "--window", "160"]])
+def test_what_cannot_be_shown_ends_in_one_line(
+    arguments: list[str], run: Run, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("inspect", *arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("megalit: error:")
