@@ -223,9 +223,13 @@ class LanguageModel(lightning.LightningModule):
             yield {name: value[first : first + size] for name, value in batch.items()}, first + size >= windows
 
     def _loss_sum(self, batch: dict[str, Tensor]) -> Tensor:
-        hidden = self.transformer(batch["tokens"]).flatten(0, 1)
-        targets = batch["targets"].flatten()
+        hidden, targets = self._hidden(batch)
         return torch.stack([term(hidden, self.lm_head.weight, targets) for term in self.terms]).sum()
+
+    def _hidden(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Final hidden states ``(windows * length, width)`` and targets ``(windows * length,)``."""
+        # Batches travel as int32; the device widens them.
+        return self.transformer(batch["tokens"]).flatten(0, 1), batch["targets"].flatten().long()
 
     def _set_learning_rate(self, optimizer: Any, step: int) -> None:
         factor = learning_rate_factor(step, self._plan.steps, self.warmup_fraction, self.schedule)
@@ -251,8 +255,7 @@ class LanguageModel(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of one validation suite to that suite's mean loss over tokens."""
-        hidden = self.transformer(batch["tokens"]).flatten(0, 1)
-        targets = batch["targets"].flatten()
+        hidden, targets = self._hidden(batch)
         losses = token_losses(hidden, self.lm_head.weight, targets)
         if dataloader_idx not in self._validation:
             # Double precision: a sum over millions of tokens in float32 loses digits.

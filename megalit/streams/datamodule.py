@@ -12,13 +12,11 @@ from fractions import Fraction
 from typing import Any
 
 import lightning
-from torch.utils.data import DataLoader
 
 from megalit.errors import UserError
 from megalit.streams.loading import (
-    Batch,
+    BatchLoader,
     GlobalBatchSampler,
-    ResumableLoader,
     ScheduledWindows,
     SuiteSampler,
     SuiteWindows,
@@ -162,26 +160,20 @@ class StreamDataModule(lightning.LightningDataModule):
             )
         _ = self.mixture
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> BatchLoader:
         sampler = GlobalBatchSampler(
             self.plan.steps, self.global_batch, self._rank, self._world_size, self._start_samples
         )
-        return ResumableLoader(
-            ScheduledWindows(self.mixture.streams, self.mixture.schedule),
-            sampler=sampler,
-            batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
+        return BatchLoader(ScheduledWindows(self.mixture.streams, self.mixture.schedule), sampler, self.num_workers)
 
-    def val_dataloader(self) -> list[DataLoader[Batch]]:
+    def val_dataloader(self) -> list[BatchLoader]:
         batch = max(1, self.global_batch // self._world_size)
         return [
-            DataLoader(suite, sampler=SuiteSampler(suite.windows, batch, self._rank, self._world_size), batch_size=None)
+            BatchLoader(suite, SuiteSampler(suite.windows, batch, self._rank, self._world_size))
             for suite in self.suites.values()
         ]
 
-    def test_dataloader(self) -> list[DataLoader[Batch]]:
+    def test_dataloader(self) -> list[BatchLoader]:
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:

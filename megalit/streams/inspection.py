@@ -7,6 +7,7 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.streams.mixture import Mixture
+from megalit.streams.packing import PackedTokens
 from megalit.streams.pieces import BOS, EOS, EOS_BOS, SEPARATOR, THOUGHT_END, THOUGHT_START
 from megalit.streams.store import TokenStore
 from megalit.streams.stream import Stream
@@ -95,6 +96,11 @@ class PieceInWindow:
     literal: bool
 
 
+def _bounds(packed: PackedTokens, window: int, context_length: int) -> tuple[int, int]:
+    begins, ends = packed.bounds(np.array([window]), context_length)
+    return int(begins[0]), int(ends[0])
+
+
 def window_of_sample(mixture: Mixture, sample: int) -> tuple[str, int, int, list[PieceInWindow]]:
     """Stream name, epoch, window and pieces of one sample of the run.
 
@@ -107,10 +113,10 @@ def window_of_sample(mixture: Mixture, sample: int) -> tuple[str, int, int, list
     number, ordinal = (int(value[0]) for value in mixture.schedule.locate(np.array([sample])))
     stream = mixture.streams[number]
     epoch, position = divmod(ordinal, stream.windows)
-    window = stream.window_at(epoch, position)
+    window = int(stream.window_at(epoch, np.array([position]))[0])
     packed, table = stream.packed(epoch), stream.tables.table
     found = []
-    for row, start, stop in packed.pieces(*packed.bounds(window, stream.context_length)):
+    for row, start, stop in packed.pieces(*_bounds(packed, window, stream.context_length)):
         document, generation = int(table.document[row]), int(table.generation[row])
         name = _LITERALS[row] if document < 0 else str(stream.tables.ids[document].as_py())
         tokens = table.read(row)[start:stop].tolist()

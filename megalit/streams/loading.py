@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -19,8 +20,8 @@ from megalit.streams.stream import Stream
 class Batch(TypedDict):
     """What a model gets.
 
-    ``tokens`` and ``targets``: int64, ``(windows, context_length)``; targets are -100 where they do
-    not count. ``provenance``: int64, ``(windows, 4)``: sample of the run, stream, epoch, window.
+    ``tokens`` and ``targets``: int32, ``(windows, context_length)``; targets are -100 where they do not count.
+    ``provenance``: int32, ``(windows, 4)``: sample of the run, stream, epoch, window.
     """
 
     tokens: torch.Tensor
@@ -28,31 +29,58 @@ class Batch(TypedDict):
     provenance: torch.Tensor
 
 
-class ScheduledWindows(Dataset[Batch]):
-    """Item ``samples`` is the batch of these samples of the run."""
+# A batch travels from a loader process as one tensor, because each tensor costs a file descriptor and a mapping:
+# a window's tokens and its last target, then how many of them were written, then its provenance.
+_WRITTEN, _PROVENANCE = -5, slice(-4, None)
+_COLUMNS = 5
+
+
+def _room(windows: int, context_length: int) -> npt.NDArray[np.int32]:
+    return np.empty((windows, context_length + 1 + _COLUMNS), dtype=np.int32)
+
+
+def split(packed: torch.Tensor) -> Batch:
+    """The batch that a loader's tensor stands for; views of it, where every window is full."""
+    rows = packed.numpy()
+    tokens, targets = split_targets(rows[:, :-_COLUMNS], rows[:, _WRITTEN])
+    return {
+        "tokens": torch.from_numpy(tokens),
+        "targets": torch.from_numpy(targets),
+        "provenance": torch.from_numpy(rows[:, _PROVENANCE]),
+    }
+
+
+class ScheduledWindows(Dataset[torch.Tensor]):
+    """Item ``samples`` is the packed batch of these samples of the run (see :func:`split`)."""
 
     def __init__(self, streams: list[Stream], schedule: PhasedSchedule) -> None:
         self._streams = streams
         self._schedule = schedule
 
-    def __getitem__(self, samples: Any) -> Batch:
+    def __getitem__(self, samples: Any) -> torch.Tensor:
         wanted = np.asarray(samples, dtype=np.int64)
         numbers, ordinals = self._schedule.locate(wanted)
-        windows = np.empty((len(wanted), self._streams[0].context_length + 1), dtype=np.int64)
-        written = np.empty(len(wanted), dtype=np.int64)
-        provenance = np.empty((len(wanted), 4), dtype=np.int64)
-        for row, (sample, number, ordinal) in enumerate(
-            zip(wanted.tolist(), numbers.tolist(), ordinals.tolist(), strict=True)
-        ):
+        out = _room(len(wanted), self._streams[0].context_length)
+        out[:, -4] = wanted
+        out[:, -3] = numbers
+        # Mostly one or two groups: a batch spans two epochs of a stream only where one ends.
+        keys = [(number, ordinal // self._streams[number].windows) for number, ordinal in _pairs(numbers, ordinals)]
+        for number, epoch in dict.fromkeys(keys):
             stream = self._streams[number]
-            epoch, position = divmod(ordinal, stream.windows)
-            window, written[row] = stream.fill(windows[row], epoch, position)
-            provenance[row] = sample, number, epoch, window
-        return _batch(windows, written, provenance)
+            into = np.array([row for row, key in enumerate(keys) if key == (number, epoch)])
+            windows, written = stream.fill(out, into, epoch, ordinals[into] - epoch * stream.windows)
+            out[into, -2] = epoch
+            out[into, -1] = windows
+            out[into, _WRITTEN] = written
+        return torch.from_numpy(out)
 
 
-class SuiteWindows(Dataset[Batch]):
-    """The windows of a validation suite, in order; item ``windows`` is the batch of these.
+def _pairs(first: Any, second: Any) -> Iterator[tuple[int, int]]:
+    return zip(first.tolist(), second.tolist(), strict=True)
+
+
+class SuiteWindows(Dataset[torch.Tensor]):
+    """The windows of a validation suite, in order; item ``windows`` is the packed batch of these.
 
     Args:
         packed: the suite's documents, end to end.
@@ -80,23 +108,14 @@ class SuiteWindows(Dataset[Batch]):
         self.windows = len(self._begin)
         self.targets = int((self._end - self._begin - 1).sum())
 
-    def __getitem__(self, numbers: Any) -> Batch:
-        windows = np.empty((len(numbers), self._context_length + 1), dtype=np.int64)
-        written = np.empty(len(numbers), dtype=np.int64)
-        provenance = np.empty((len(numbers), 4), dtype=np.int64)
-        for row, number in enumerate(numbers):
-            written[row] = self._packed.fill(windows[row], int(self._begin[number]), int(self._end[number]))
-            provenance[row] = number, 0, 0, number
-        return _batch(windows, written, provenance)
-
-
-def _batch(windows: Any, written: Any, provenance: Any) -> Batch:
-    tokens, targets = split_targets(windows, written)
-    return {
-        "tokens": torch.from_numpy(tokens),
-        "targets": torch.from_numpy(targets),
-        "provenance": torch.from_numpy(provenance),
-    }
+    def __getitem__(self, numbers: Any) -> torch.Tensor:
+        wanted = np.asarray(numbers, dtype=np.int64)
+        out = _room(len(wanted), self._context_length)
+        self._packed.fill(out, np.arange(len(wanted)), self._begin[wanted], self._end[wanted])
+        out[:, _WRITTEN] = self._end[wanted] - self._begin[wanted]
+        out[:, -4] = out[:, -1] = wanted
+        out[:, -3:-1] = 0
+        return torch.from_numpy(out)
 
 
 class GlobalBatchSampler(Sampler[range]):
@@ -134,12 +153,33 @@ class SuiteSampler(Sampler[range]):
         return iter(self._ranges)
 
 
-class ResumableLoader(DataLoader[Batch]):
-    """A loader whose position lies in its sampler.
+class BatchLoader:
+    """A loader of batches, whose position lies in its sampler.
 
-    Lightning asks a loader for its state when it saves in mid-epoch. The position of the run is the
-    data module's state (consumed samples), so there is nothing to add here.
+    Lightning asks a loader for its state when it saves in mid-epoch. The position of the run is the data module's
+    state (consumed samples), so there is nothing to add here.
     """
+
+    def __init__(self, dataset: Dataset[torch.Tensor], sampler: Sampler[range], num_workers: int = 0) -> None:
+        self.dataset = dataset
+        self._sampler: Any = sampler
+        self._loader = DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._loader.num_workers or self._loader.pin_memory:
+            return map(split, self._loader)
+        # In process there is nothing for a DataLoader to do.
+        return (split(self.dataset[samples]) for samples in self._sampler)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

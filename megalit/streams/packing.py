@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megalit.streams.pieces import PieceTable, Rows
+from megalit.streams.pieces import LITERALS, Integers, PieceTable, Rows
 
 # Cross entropy's conventional label for positions that do not count.
 IGNORED = -100
@@ -48,33 +48,51 @@ class PackedTokens:
         # Every token but the first is a target.
         return -(-(self.tokens - 1) // context_length) if self.tokens > 1 else 0
 
-    def bounds(self, index: int, context_length: int) -> tuple[int, int]:
-        """First token of a window, and the one behind its last."""
-        begin = index * context_length
-        if self.disjoint:
-            return begin, begin + context_length
-        return begin, min(begin + context_length + 1, self.tokens)
+    def bounds(self, windows: Integers, context_length: int) -> tuple[Integers, Integers]:
+        """First token of each window, and the one behind its last."""
+        begins = windows * context_length
+        ends = begins + context_length if self.disjoint else np.minimum(begins + context_length + 1, self.tokens)
+        return begins, ends
 
-    def fill(self, out: npt.NDArray[np.int64], begin: int, end: int) -> int:
-        """Write the tokens ``[begin, end)`` to the front of ``out``; give their number."""
-        first = int(np.searchsorted(self.ends, begin, side="right"))
-        last = int(np.searchsorted(self.ends, end, side="left"))
-        rows = self.rows[first : last + 1]
-        table, buffers = self.table, self.table.buffers
-        stops = self.ends[first : last + 1] - begin
-        starts = stops - table.length[rows]
-        skip = np.maximum(-starts, 0)
-        sources = table.begin[rows] + skip
-        # Plain integers: indexing with numpy's costs more than the copies themselves.
-        for buffer, source, start, stop in zip(
-            table.buffer[rows].tolist(),
-            sources.tolist(),
-            (starts + skip).tolist(),
-            np.minimum(stops, end - begin).tolist(),
+    def fill(self, out: npt.NDArray[np.int32], into: npt.NDArray[np.int64], begins: Integers, ends: Integers) -> None:
+        """Write the tokens ``[begins[i], ends[i])`` to the front of row ``into[i]`` of ``out``.
+
+        Args:
+            out: ``(rows, columns)``, C-contiguous, with room for the longest range.
+            into, begins, ends: ``(ranges,)``.
+        """
+        # Methods and `take` instead of numpy's functions and brackets: at this size their overhead is the cost.
+        table = self.table
+        first = self.ends.searchsorted(begins, side="right")
+        counts = self.ends.searchsorted(ends, side="left") - first + 1
+        before = counts.cumsum() - counts
+        place = np.arange(int(before[-1] + counts[-1])) + (first - before).repeat(counts)
+        rows = self.rows.take(place)
+        stop = self.ends.take(place)
+        start = stop - table.length.take(rows)
+        # Each piece's part in its range, then its place in `out` laid flat.
+        start_in = np.maximum(start, begins.repeat(counts))
+        size = np.minimum(stop, ends.repeat(counts)) - start_in
+        source = table.begin.take(rows) + (start_in - start)
+        target = start_in + (into * out.shape[1] - begins).repeat(counts)
+        flat = out.reshape(-1)
+        # Literals are many and tiny: all at once, their last tokens, then those before, down to their first. (A shorter
+        # one writes its first token more than once.) Texts are few and long: a copy each, with plain integers.
+        buffers = table.buffers
+        literal = ((rows < LITERALS) & (size > 0)).nonzero()[0]
+        spot, token, last = target.take(literal), source.take(literal), size.take(literal) - 1
+        for _ in range(int(last.max(initial=-1)) + 1):
+            flat[spot + last] = buffers[0].take(token + last)
+            last = np.maximum(last - 1, 0)
+        text = (rows >= LITERALS).nonzero()[0]
+        for number, begin, at, length in zip(
+            table.buffer.take(rows.take(text)).tolist(),
+            source.take(text).tolist(),
+            target.take(text).tolist(),
+            size.take(text).tolist(),
             strict=True,
         ):
-            out[start:stop] = buffers[buffer][source : source + stop - start]
-        return end - begin
+            flat[at : at + length] = buffers[number][begin : begin + length]
 
     def pieces(self, begin: int, end: int) -> list[tuple[int, int, int]]:
         """What the tokens ``[begin, end)`` are: (row, first token, token behind the last) of each piece."""
@@ -91,8 +109,8 @@ class PackedTokens:
 
 
 def split_targets(
-    windows: npt.NDArray[np.int64], written: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    windows: npt.NDArray[np.int32], written: Integers
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Tokens and targets, both ``(windows, context_length)``, of filled windows ``(windows, context_length + 1)``.
 
     Both are views where every window is full. Where one is not, its rest is padding and no target.

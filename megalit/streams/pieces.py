@@ -23,6 +23,7 @@ Rows = npt.NDArray[np.int32]
 
 # Rows of the literals, which come first in every table.
 BOS, EOS, EOS_BOS, THOUGHT_START, THOUGHT_END, SEPARATOR = range(6)
+LITERALS = 6
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,8 @@ class PhasedSchedule:
 
     def locate(self, samples: Integers) -> tuple[Integers, Integers]:
         """Stream and ordinal (the how-manieth window of that stream) of each sample of the run."""
+        if len(self._mixings) == 1:
+            return self._mixings[0].locate(samples)
         phase = np.searchsorted(self._starts[1:-1], samples, side="right")
         stream, ordinal = np.empty_like(samples), np.empty_like(samples)
         for number in np.unique(phase):

@@ -142,7 +142,8 @@ class ChunkFile:
             count = int(raw[:4].view(np.uint32)[0])
             header = 4 * (count + 2)
             self.offsets = (np.array(raw[4:header].view(np.uint32), dtype=np.int64) - header) // dtype.itemsize
-            self.tokens: npt.NDArray[Any] = raw[header:].view(dtype)
+            # A plain view of the mapping: slices of np.memmap itself are several times slower.
+            self.tokens: npt.NDArray[Any] = np.asarray(raw[header:].view(dtype))
         except (OSError, ValueError, IndexError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): build the store again") from error
         if len(self.offsets) != count + 1 or self.offsets[-1] != len(self.tokens):

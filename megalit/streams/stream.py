@@ -8,7 +8,7 @@ import numpy.typing as npt
 from megalit.files import fingerprint
 from megalit.streams.orderings import Ordering
 from megalit.streams.packing import PackedTokens
-from megalit.streams.pieces import PieceTables
+from megalit.streams.pieces import Integers, PieceTables
 from megalit.streams.plan_arrays import Arrays, PlanArrays
 
 EpochOrder = Literal["documents", "windows", "sequential", "paper"]
@@ -57,18 +57,23 @@ class Stream:
     def name(self) -> str:
         return self.ordering.name
 
-    def window_at(self, epoch: int, position: int) -> int:
-        """Number of the window that stands at a place of an epoch."""
-        return int(self._arrays[self._repeated(epoch)]["windows"][position])
+    def window_at(self, epoch: int, positions: Integers) -> Integers:
+        """Numbers of the windows that stand at these places of an epoch."""
+        windows: Integers = self._arrays[self._repeated(epoch)]["windows"][positions]  # type: ignore[assignment]
+        return windows
 
-    def fill(self, out: npt.NDArray[np.int64], epoch: int, position: int) -> tuple[int, int]:
-        """Write the window at a place of an epoch into ``out``, ``(context_length + 1,)``.
+    def fill(
+        self, out: npt.NDArray[np.int32], into: Integers, epoch: int, positions: Integers
+    ) -> tuple[Integers, Integers]:
+        """Write the windows at places of an epoch into rows ``into`` of ``out``.
 
-        Gives its number and how many tokens were written (see :meth:`PackedTokens.fill`).
+        Gives their numbers and how many tokens were written of each (see :meth:`PackedTokens.fill`).
         """
-        window = self.window_at(epoch, position)
+        windows = self.window_at(epoch, positions)
         packed = self.packed(epoch)
-        return window, packed.fill(out, *packed.bounds(window, self.context_length))
+        begins, ends = packed.bounds(windows, self.context_length)
+        packed.fill(out, into, begins, ends)
+        return windows, ends - begins
 
     def packed(self, epoch: int) -> PackedTokens:
         """The epoch's pieces, end to end."""

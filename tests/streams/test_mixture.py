@@ -18,7 +18,7 @@ from megalit.streams import (
     StreamDataModule,
 )
 from megalit.streams.datamodule import Phase
-from megalit.streams.loading import Batch
+from megalit.streams.loading import Batch, split
 from megalit.streams.named import MixedStream
 from megalit.streams.packing import IGNORED
 from megalit.streams.schedule import BlockSchedule
@@ -31,14 +31,12 @@ def batches(data: StreamDataModule, first: int = 0, last: int | None = None) -> 
     data.setup("validate")
     dataset = data.train_dataloader().dataset
     size = data.global_batch
-    return [
-        dataset[range(size * step, size * (step + 1))]
-        for step in range(first, data.plan.steps if last is None else last)
-    ]
+    steps = range(first, data.plan.steps if last is None else last)
+    return [split(dataset[range(size * step, size * (step + 1))]) for step in steps]
 
 
 def epoch_windows(stream: Stream, epoch: int) -> list[int]:
-    return [stream.window_at(epoch, position) for position in range(stream.windows)]
+    return stream.window_at(epoch, np.arange(stream.windows)).tolist()
 
 
 def real_stream(data_set: DataSet, epoch_order: EpochOrder, seed: int = 0) -> Stream:
@@ -75,10 +73,10 @@ def test_an_epoch_predicts_every_token_of_the_stream_but_the_first(data_set: Dat
     )
     stream = data.mixture.streams[0]
     targets: Counter[int] = Counter()
-    for position in range(stream.windows):
-        out = np.empty(17, dtype=np.int64)
-        _, written = stream.fill(out, 1, position)
-        targets.update(out[1:written].tolist())
+    out = np.empty((stream.windows, 17), dtype=np.int32)
+    _, written = stream.fill(out, np.arange(stream.windows), 1, np.arange(stream.windows))
+    for window, count in zip(out, written, strict=True):
+        targets.update(window[1:count].tolist())
     packed = stream.packed(1)
     every = Counter(int(token) for row in packed.rows for token in packed.table.read(row))
     assert (every - targets).total() == 1
@@ -159,10 +157,10 @@ def test_separate_validation_starts_a_window_with_each_document(data_set: DataSe
     assert together.targets == counts.sum() + 2 * len(counts) - 1
     assert apart.targets == (counts + 1).sum()
     assert apart.windows == sum(-(-(count + 1) // 16) for count in counts)
-    begins = [w for w in range(apart.windows) if apart[[w]]["tokens"][0, 0] == data_set.tokenizer.bos]
+    begins = [w for w in range(apart.windows) if split(apart[[w]])["tokens"][0, 0] == data_set.tokenizer.bos]
     assert len(begins) >= len(counts)
     for found in (apart, together):
-        valid = sum(int((found[[w]]["targets"] != IGNORED).sum()) for w in range(found.windows))
+        valid = sum(int((split(found[[w]])["targets"] != IGNORED).sum()) for w in range(found.windows))
         assert valid == found.targets
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalit.streams.packing import IGNORED, PackedTokens, split_targets
-from megalit.streams.pieces import PieceTable
+from megalit.streams.pieces import LITERALS, PieceTable
 
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=30)
 
@@ -16,20 +16,24 @@ def packed_tokens(parts: list[int], disjoint: bool = False) -> tuple[PackedToken
     """Pieces of these lengths from two buffers of consecutive numbers, and the tokens they spell."""
     buffers = [np.arange(5000, dtype=np.int32), np.arange(20000, 25000, dtype=np.uint16)]
     count = len(parts)
+    # The first rows of a table are its literals, which lie in the first buffer.
+    number = np.where(np.arange(count) < LITERALS, 0, np.arange(count) % 2).astype(np.uint16)
     begin = np.arange(count, dtype=np.uint32) * 7
     none = np.full(count, -1, dtype=np.int32)
-    table = PieceTable(
-        buffers, np.arange(count, dtype=np.uint16) % 2, begin, np.array(parts, dtype=np.int32), none, none
-    )
+    table = PieceTable(buffers, number, begin, np.array(parts, dtype=np.int32), none, none)
     rows = np.arange(count, dtype=np.int32)[::-1].copy()
     flat = [int(token) for row in rows for token in table.read(row)]
     return PackedTokens.of(table, rows, disjoint), flat
 
 
 def window(packed: PackedTokens, index: int, context_length: int) -> tuple[list[int], list[int]]:
-    out = np.full((1, context_length + 1), -7, dtype=np.int64)
-    written = packed.fill(out[0], *packed.bounds(index, context_length))
-    tokens, targets = split_targets(out, np.array([written]))
+    """The window, filled among others that must not disturb it."""
+    out = np.full((3, context_length + 1), -7, dtype=np.int32)
+    numbers = np.array([0, index])
+    begins, ends = packed.bounds(numbers, context_length)
+    packed.fill(out, np.array([2, 0]), begins, ends)
+    tokens, targets = split_targets(out[:1], (ends - begins)[1:])
+    assert (out[1] == -7).all()
     return tokens[0].tolist(), targets[0].tolist()
 
 
@@ -65,9 +69,10 @@ def test_the_papers_windows_are_disjoint_and_lose_their_last_target(parts: list[
 def test_a_windows_pieces_say_where_its_tokens_are_from(parts: list[int], context_length: int) -> None:
     packed, _ = packed_tokens(parts)
     for index in range(packed.windows(context_length)):
-        begin, end = packed.bounds(index, context_length)
-        out = np.empty(end - begin, dtype=np.int64)
-        packed.fill(out, begin, end)
+        begins, ends = packed.bounds(np.array([index]), context_length)
+        begin, end = int(begins[0]), int(ends[0])
+        out = np.empty((1, end - begin), dtype=np.int32)
+        packed.fill(out, np.array([0]), begins, ends)
         named = [packed.table.read(row)[start:stop].tolist() for row, start, stop in packed.pieces(begin, end)]
         assert all(named)
-        assert [token for piece in named for token in piece] == out.tolist()
+        assert [token for piece in named for token in piece] == out[0].tolist()

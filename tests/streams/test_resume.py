@@ -7,11 +7,10 @@ import torch
 from data_sets import DataSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from megalit.errors import UserError
 from megalit.streams import SimpleStream, StitchedStream
-from megalit.streams.loading import GlobalBatchSampler, SuiteSampler
+from megalit.streams.loading import GlobalBatchSampler, SuiteSampler, split
 
 
 @given(
@@ -45,12 +44,10 @@ def test_validation_takes_every_window_once_on_any_number_of_ranks(windows: int,
 def sequence(data: StitchedStream, workers: int, consumed: int = 0) -> list[tuple[list[int], list[int]]]:
     data.num_workers = workers
     data._start_samples = consumed
-    loader: DataLoader[Any] = data.train_dataloader()
-    return [
-        (row, tokens)
-        for b in loader
-        for row, tokens in zip(b["provenance"].tolist(), b["tokens"].tolist(), strict=True)
-    ]
+    found: list[tuple[list[int], list[int]]] = []
+    for batch in data.train_dataloader():
+        found += zip(batch["provenance"].tolist(), batch["tokens"].tolist(), strict=True)
+    return found
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -77,7 +74,7 @@ def test_a_fresh_process_reads_the_same_window_for_a_sample(data_set: DataSet, s
             epoch_order=order,  # type: ignore[arg-type]
         )
         data.setup("validate")
-        return data.train_dataloader().dataset[samples]["tokens"]
+        return split(data.train_dataloader().dataset[samples])["tokens"]
 
     assert torch.equal(read(range(sample, sample + 1))[0], read(range(0, 61))[sample])
 
