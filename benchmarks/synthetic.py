@@ -51,7 +51,7 @@ def _write(
         count = len(lengths)
         columns = {
             "document_id": pa.array(ids),
-            "content_hash": pa.array(np.full(count, "0" * 16)),
+            "content_hash": pa.array(ids),
             "generation": pa.array(generations if generations is not None else np.full(count, -1), pa.int32()),
             "tokens": pa.array(lengths),
             "bytes": pa.array(lengths * 4),

@@ -186,22 +186,24 @@ class _Joined:
 
 
 def _joined(store: TokenStore, real: pa.Table, place: Integers) -> _Joined:
-    items = store.items(["document_id", "content_hash", "generation", "tokens", "token_offset"])
-    document = pc.index_in(items["document_id"], value_set=real["document_id"].combine_chunks())
-    if document.null_count:
-        orphan = items["document_id"].filter(pc.is_null(document))[0].as_py()
+    # One column of strings at a time: at millions of generations they outweigh everything else.
+    document = _positions(store, "document_id", real)
+    if (document < 0).any():
+        orphan = store.items(["document_id"]).column(0)[int(np.argmin(document))].as_py()
         raise UserError(
             f"{store.folder} holds data for the document '{orphan}', which is not among the real ones: "
             "build both from the same corpus"
         )
-    same = pc.equal(real["content_hash"].take(document), items["content_hash"])
-    if not pc.all(same).as_py():
-        changed = items["document_id"].filter(pc.invert(same))[0].as_py()
+    # A corpus has no two documents of one content, so the hash leads to the same document, or its text has changed.
+    other = _positions(store, "content_hash", real) != document
+    if other.any():
+        changed = store.items(["document_id"]).column(0)[int(np.argmax(other))].as_py()
         raise UserError(
             f"{store.folder} holds data made from another text of the document '{changed}': generate it again"
         )
-    new = place[_numpy(document)]
+    new = place[document]
     keep = np.flatnonzero(new >= 0)
+    items = store.items(["generation", "tokens", "token_offset"])
     return _Joined(
         item=keep,
         tokens=_numpy(items["tokens"])[keep],
@@ -209,6 +211,13 @@ def _joined(store: TokenStore, real: pa.Table, place: Integers) -> _Joined:
         generation=_numpy(items["generation"])[keep],
         split_at=_numpy(pc.fill_null(items["token_offset"], 0))[keep],
     )
+
+
+def _positions(store: TokenStore, column: str, real: pa.Table) -> npt.NDArray[np.int32]:
+    """Row of ``real`` with the same value, for each item of the store; -1 where there is none."""
+    values = store.items([column]).column(0)
+    found = pc.index_in(values, value_set=real[column].combine_chunks())
+    return np.asarray(pc.fill_null(found, -1).to_numpy(), dtype=np.int32)
 
 
 def _numpy(column: Any) -> Integers:

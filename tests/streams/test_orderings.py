@@ -1,9 +1,13 @@
 """Each stream's order of tokens, against literal constructions from the text of the paper."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_sets import GENERATIONS, DataSet
 
@@ -11,6 +15,7 @@ from megalit.errors import UserError
 from megalit.streams import pieces
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, RealDocument, Simple, Stitched
 from megalit.streams.pieces import Literals, PieceTables
+from megalit.streams.store import open_stores
 
 Document = tuple[int, ...]
 
@@ -218,3 +223,24 @@ def test_real_fractions_are_nested_and_keep_what_belongs_to_them(data_set: DataS
         ]
         assert Counter(documents_of(tokens_of(Simple(2), tables), literals)) == Counter(expected)
         assert tables.thoughts.size == sum(len(data_set.rows[name]["thoughts"]) for name in tables.ids.to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("document_id", "is not among the real ones"),
+        ("content_hash", "made from another text of the document 'document-"),
+    ],
+)
+def test_generations_without_their_document_are_refused(
+    column: str, message: str, data_set: DataSet, literals: Literals, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(data_set.folder, tmp_path / "stores"))
+    path = folder / "generations" / "items.parquet"
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    values[7] = "another"
+    place = table.schema.get_field_index(column)
+    pq.write_table(table.set_column(place, column, pa.array(values)), path)
+    with pytest.raises(UserError, match=message):
+        pieces.join(open_stores(folder), literals)
