@@ -70,7 +70,7 @@ class ScalingLaw(lightning.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         plan = data.plan
         steps = plan.steps if finished else trainer.global_step
-        seen = steps / plan.steps
+        seen = data.windows_seen(steps)
         total, inner = model.parameter_counts()
         latest = self._validation[-1].losses if self._validation else {}
         record = RunRecord(
@@ -78,11 +78,11 @@ class ScalingLaw(lightning.Callback):
             config=self.config,
             parameters={"total": total, "non_embedding": inner},
             plan=plan.to_json(),
-            tokens_seen={s.name: round(s.windows * seen) * plan.context_length for s in plan.streams},
-            epochs={s.name: s.epochs * seen for s in plan.streams},
+            tokens_seen={name: windows * plan.context_length for name, windows in seen.items()},
+            epochs={s.name: seen[s.name] / s.windows_per_epoch for s in plan.streams},
             unique_real_tokens=plan.unique_real_tokens,
             synthetic_share=plan.synthetic_share,
-            flops=model.flops_per_token(plan.context_length) * plan.tokens * seen,
+            flops=model.flops_per_token(plan.context_length) * sum(seen.values()) * plan.context_length,
             losses={
                 suite: {
                     "nats_per_token": loss,

@@ -108,6 +108,7 @@ def _inspect_configuration(arguments: Sequence[str]) -> None:
         _print_window(mixture, cli.config_init.window)
     if cli.config_init.plot is not None:
         _plot(mixture, Path(cli.config_init.plot))
+    mixture.forget_plans()
 
 
 def _print_window(mixture: Mixture, sample: int) -> None:

@@ -84,7 +84,7 @@ class LanguageModel(lightning.LightningModule):
         self.init_std = init_std
         self.seed = seed
         self.terms: list[LossTerm] = [CrossEntropy()]
-        self._validation: dict[int, MeanMetric] = {}
+        self._validation: list[MeanMetric] = []
         self._check_settings()
         # Plain types only: checkpoints are read with torch's weights_only.
         self.save_hyperparameters(
@@ -251,20 +251,23 @@ class LanguageModel(lightning.LightningModule):
     # Evaluation ------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._validation = {}
+        trainer: Any = self.trainer
+        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+        # One for each suite on every rank, also where a rank gets no window of a small suite: computing a metric
+        # waits for all ranks. Double precision: a sum over millions of tokens in float32 loses digits.
+        self._validation = [MeanMetric().set_dtype(torch.float64).to(self.device) for _ in loaders]
+        for metric in self._validation:
+            metric.update(0.0, 0.0)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of one validation suite to that suite's mean loss over tokens."""
         hidden, targets = self._hidden(batch)
         losses = token_losses(hidden, self.lm_head.weight, targets)
-        if dataloader_idx not in self._validation:
-            # Double precision: a sum over millions of tokens in float32 loses digits.
-            self._validation[dataloader_idx] = MeanMetric().set_dtype(torch.float64).to(self.device)
         self._validation[dataloader_idx].update(losses.double(), (targets != IGNORED).double())
 
     def on_validation_epoch_end(self) -> None:
         names = list(getattr(getattr(self.trainer, "datamodule", None), "suites", {}))
-        for index, metric in sorted(self._validation.items()):
+        for index, metric in enumerate(self._validation):
             name = names[index] if index < len(names) else str(index)
             # The metric has summed over ranks already; averaging equal values keeps Lightning content.
             self.log(f"validation/{name}", metric.compute().float(), sync_dist=True)

@@ -150,6 +150,10 @@ class StreamDataModule(lightning.LightningDataModule):
         """Validation suites by name."""
         return self.mixture.suites
 
+    def windows_seen(self, steps: int) -> dict[str, int]:
+        """Windows of each stream in the first ``steps`` steps of the run."""
+        return self.mixture.windows_seen(steps)
+
     # Lightning -------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -175,6 +179,11 @@ class StreamDataModule(lightning.LightningDataModule):
 
     def test_dataloader(self) -> list[BatchLoader]:
         return self.val_dataloader()
+
+    def teardown(self, stage: str) -> None:
+        # A folder of plans for each run would fill a node's temporary space.
+        if stage == "fit" and self.trainer is not None and self.trainer.local_rank == 0:
+            self.mixture.forget_plans()
 
     def state_dict(self) -> dict[str, Any]:
         # What the model has trained on, not what loader processes have fetched ahead.

@@ -91,6 +91,16 @@ class Mixture:
         self.schedule = self._schedule(components, phases, steps)
         self.plan = self._plan(components, phases, steps, real.tokens)
 
+    def windows_seen(self, steps: int) -> dict[str, int]:
+        """Windows of each stream in the first ``steps`` steps."""
+        counts = self.schedule.counts(steps * self.settings.global_batch)
+        return {stream.name: int(count) for stream, count in zip(self.streams, counts, strict=True)}
+
+    def forget_plans(self) -> None:
+        """Remove the streams' plans from this node's disk; they are made again when they are needed."""
+        for stream in self.streams:
+            stream.forget_plans()
+
     def _open(self, folder: str) -> tuple[StoreSet, PieceTables]:
         if folder not in self._opened:
             stores = open_stores(Path(folder))
@@ -169,7 +179,7 @@ class Mixture:
     def _plan(
         self, components: Sequence[Component], phases: Sequence[Fraction], steps: int, real_tokens: int
     ) -> RunPlan:
-        counts = self.schedule.counts()
+        counts = self.schedule.counts(self.schedule.samples)
         samples = steps * self.settings.global_batch
         streams = tuple(
             StreamPlan(

@@ -58,12 +58,26 @@ class PlanArrays:
             self._mapped[epoch] = arrays
             for old in [known for known in self._mapped if known <= epoch - _KEPT_EPOCHS]:
                 del self._mapped[old]
-                shutil.rmtree(self._folder / f"epoch-{old}", ignore_errors=True)
+                _remove(self._folder / f"epoch-{old}")
         return self._mapped[epoch]
+
+    def forget(self) -> None:
+        """Remove the files; what is mapped stays readable, and who needs an epoch again computes it again."""
+        _remove(self._folder)
 
     def __getstate__(self) -> dict[str, object]:
         # A loader process maps the files itself.
         return {**self.__dict__, "_mapped": {}}
+
+
+def _remove(folder: Path) -> None:
+    # Renamed first: who looks for the folder meanwhile finds it whole or not at all.
+    doomed = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
+    try:
+        folder.rename(doomed)
+    except OSError:  # another process was faster
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _map(folder: Path) -> Arrays | None:

@@ -139,9 +139,10 @@ class PhasedSchedule:
             ordinal[here] = local + self._before[number, stream[here]]
         return stream, ordinal
 
-    def counts(self) -> Integers:
-        """How many samples of the run come from each stream."""
-        return self._before[-1]
+    def counts(self, samples: int) -> Integers:
+        """How many of the first ``samples`` samples of the run come from each stream."""
+        phase = int(np.searchsorted(self._starts[1:-1], samples, side="left"))
+        return np.asarray(self._before[phase] + self._mixings[phase].counts(samples - int(self._starts[phase])))
 
 
 def _one_period(quotas: list[int], period: int) -> Integers:

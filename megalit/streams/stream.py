@@ -5,6 +5,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from megalit import __version__
 from megalit.files import fingerprint
 from megalit.streams.orderings import Ordering
 from megalit.streams.packing import PackedTokens
@@ -43,7 +44,9 @@ class Stream:
         self.context_length = context_length
         self.epoch_order = epoch_order
         self._seed = seed
-        key = fingerprint([identity, vars(ordering), context_length, epoch_order, seed])
+        # Another version may arrange the same settings in another way.
+        versions = [__version__, np.__version__]
+        key = fingerprint([versions, identity, vars(ordering), context_length, epoch_order, seed])
         self._arrays = PlanArrays(key, self._arrange)
         self._packed: dict[int, PackedTokens] = {}
         packed = self.packed(0)
@@ -52,6 +55,10 @@ class Stream:
         self.windows = packed.windows(context_length)
         generated = tables.table.generation[packed.rows] >= 0
         self.synthetic_tokens = int(tables.table.length[packed.rows[generated]].sum(dtype=np.int64))
+
+    def forget_plans(self) -> None:
+        """Remove the epochs' arrays from this node's disk."""
+        self._arrays.forget()
 
     @property
     def name(self) -> str:

@@ -1,0 +1,109 @@
+"""Building a token store against ``tokenizers.encode_batch`` alone on the same texts and cores.
+
+Shows that memory does not grow with the corpus: peak memory at two sizes. Prints one JSON line. The text is the
+documentation in this Python installation, repeated with a number in front so that nothing is a duplicate.
+
+    python benchmarks/tokenizing.py [--megabytes 100 1000]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+
+def texts(megabytes: int) -> Iterator[str]:
+    from megalit.corpus import python_docs
+
+    documents = [document.text for document in python_docs.read()]
+    total, number = 0, 0
+    while total < megabytes * 1_000_000:
+        text = f"{number} {documents[number % len(documents)]}"
+        total += len(text.encode())
+        number += 1
+        yield text
+
+
+def rows(megabytes: int, batch: int = 1024) -> Iterator[list[dict[str, Any]]]:
+    pending: list[dict[str, Any]] = []
+    for number, text in enumerate(texts(megabytes)):
+        pending.append({"document_id": str(number), "content_hash": str(number), "text": text})
+        if len(pending) == batch:
+            yield pending
+            pending = []
+    if pending:
+        yield pending
+
+
+def measure(kind: str, megabytes: int, tokenizer_folder: str, output: str) -> None:
+    """One way of tokenizing in a process of its own; prints seconds and peak memory."""
+    import resource
+
+    from megalit.corpus.contamination import Contamination, ContaminationGuard, GuardSettings
+    from megalit.corpus.tokenizers import Tokenizer
+    from megalit.streams.building import build_store
+
+    tokenizer = Tokenizer(tokenizer_folder)
+    batches: Iterator[list[dict[str, Any]]] = rows(megabytes)
+    began = time.perf_counter()
+    if kind == "encode_batch":
+        for batch in batches:
+            tokenizer._backend.encode_batch_fast([row["text"] for row in batch], add_special_tokens=False)
+    else:
+        if kind == "store_guarded":
+            guard = ContaminationGuard(GuardSettings(), texts(1))
+            batches = guard.filter(batches, Contamination())
+        build_store(Path(output), "real", batches, tokenizer, {})
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "peak_mb": round(peak)}))
+
+
+def run(kind: str, megabytes: int, tokenizer: Path, output: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--measure", kind, str(megabytes), str(tokenizer), str(output)]
+    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 1000])
+    parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--measure", nargs=4)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        kind, megabytes, tokenizer_folder, output = arguments.measure
+        measure(kind, int(megabytes), tokenizer_folder, output)
+        return
+    from megalit.corpus.tokenizers import train_bpe
+
+    result: dict[str, Any] = {"benchmark": "tokenize", "tokenizers": tokenizers.__version__, "cores": os.cpu_count()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        train_bpe(texts(5), arguments.vocabulary, folder / "tokenizer")
+        for megabytes in arguments.megabytes:
+            found = {
+                kind: run(kind, megabytes, folder / "tokenizer", folder / f"{kind}-{megabytes}")
+                for kind in ("encode_batch", "store", "store_guarded")
+            }
+            result[f"{megabytes}_mb"] = {
+                "megabytes_per_second": {kind: round(megabytes / f["seconds"], 2) for kind, f in found.items()},
+                "against_encode_batch": round(found["encode_batch"]["seconds"] / found["store"]["seconds"], 3),
+                "guarded_against_encode_batch": round(
+                    found["encode_batch"]["seconds"] / found["store_guarded"]["seconds"], 3
+                ),
+                "peak_mb": {kind: f["peak_mb"] for kind, f in found.items()},
+            }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
