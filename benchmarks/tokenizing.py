@@ -20,10 +20,7 @@ from typing import Any
 import tokenizers
 
 
-def texts(megabytes: int) -> Iterator[str]:
-    from megalit.corpus import python_docs
-
-    documents = [document.text for document in python_docs.read()]
+def texts(documents: list[str], megabytes: int) -> Iterator[str]:
     total, number = 0, 0
     while total < megabytes * 1_000_000:
         text = f"{number} {documents[number % len(documents)]}"
@@ -32,9 +29,9 @@ def texts(megabytes: int) -> Iterator[str]:
         yield text
 
 
-def rows(megabytes: int, batch: int = 1024) -> Iterator[list[dict[str, Any]]]:
+def rows(documents: list[str], megabytes: int, batch: int = 1024) -> Iterator[list[dict[str, Any]]]:
     pending: list[dict[str, Any]] = []
-    for number, text in enumerate(texts(megabytes)):
+    for number, text in enumerate(texts(documents, megabytes)):
         pending.append({"document_id": str(number), "content_hash": str(number), "text": text})
         if len(pending) == batch:
             yield pending
@@ -43,7 +40,7 @@ def rows(megabytes: int, batch: int = 1024) -> Iterator[list[dict[str, Any]]]:
         yield pending
 
 
-def measure(kind: str, megabytes: int, tokenizer_folder: str, output: str) -> None:
+def measure(kind: str, megabytes: int, folder: Path) -> None:
     """One way of tokenizing in a process of its own; prints seconds and peak memory."""
     import resource
 
@@ -51,24 +48,25 @@ def measure(kind: str, megabytes: int, tokenizer_folder: str, output: str) -> No
     from megalit.corpus.tokenizers import Tokenizer
     from megalit.streams.building import build_store
 
-    tokenizer = Tokenizer(tokenizer_folder)
-    batches: Iterator[list[dict[str, Any]]] = rows(megabytes)
+    tokenizer = Tokenizer(str(folder / "tokenizer"))
+    documents: list[str] = json.loads((folder / "documents.json").read_text())
+    batches: Iterator[list[dict[str, Any]]] = rows(documents, megabytes)
+    guard = ContaminationGuard(GuardSettings(), texts(documents, 1))
     began = time.perf_counter()
     if kind == "encode_batch":
         for batch in batches:
             tokenizer._backend.encode_batch_fast([row["text"] for row in batch], add_special_tokens=False)
     else:
         if kind == "store_guarded":
-            guard = ContaminationGuard(GuardSettings(), texts(1))
             batches = guard.filter(batches, Contamination())
-        build_store(Path(output), "real", batches, tokenizer, {})
+        build_store(folder / f"{kind}-{megabytes}", "real", batches, tokenizer, {})
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "peak_mb": round(peak)}))
 
 
-def run(kind: str, megabytes: int, tokenizer: Path, output: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", kind, str(megabytes), str(tokenizer), str(output)]
+def run(kind: str, megabytes: int, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--measure", kind, str(megabytes), str(folder)]
     result: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return result
 
@@ -77,23 +75,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--vocabulary", type=int, default=32_000)
-    parser.add_argument("--measure", nargs=4)
+    parser.add_argument("--measure", nargs=3)
     arguments = parser.parse_args()
     if arguments.measure:
-        kind, megabytes, tokenizer_folder, output = arguments.measure
-        measure(kind, int(megabytes), tokenizer_folder, output)
+        kind, megabytes, name = arguments.measure
+        measure(kind, int(megabytes), Path(name))
         return
+    from megalit.corpus import python_docs
     from megalit.corpus.tokenizers import train_bpe
 
     result: dict[str, Any] = {"benchmark": "tokenize", "tokenizers": tokenizers.__version__, "cores": os.cpu_count()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        train_bpe(texts(5), arguments.vocabulary, folder / "tokenizer")
+        documents = [document.text for document in python_docs.read()]
+        (folder / "documents.json").write_text(json.dumps(documents))
+        train_bpe(documents, arguments.vocabulary, folder / "tokenizer")
         for megabytes in arguments.megabytes:
-            found = {
-                kind: run(kind, megabytes, folder / "tokenizer", folder / f"{kind}-{megabytes}")
-                for kind in ("encode_batch", "store", "store_guarded")
-            }
+            found = {kind: run(kind, megabytes, folder) for kind in ("encode_batch", "store", "store_guarded")}
             result[f"{megabytes}_mb"] = {
                 "megabytes_per_second": {kind: round(megabytes / f["seconds"], 2) for kind, f in found.items()},
                 "against_encode_batch": round(found["encode_batch"]["seconds"] / found["store"]["seconds"], 3),

@@ -18,10 +18,14 @@ from megalit.errors import UserError
 
 @dataclass(frozen=True)
 class Verb:
-    """One thing the program can do: what it is for, and ``module:function`` that does it."""
+    """One thing the program can do: what it is for, and ``module:function`` that does it.
+
+    ``slow_start`` says that importing it takes seconds, so that there is something to see meanwhile.
+    """
 
     summary: str
     target: str
+    slow_start: bool = False
 
     def load(self) -> Callable[[str, Sequence[str]], None]:
         module, function = self.target.split(":")
@@ -32,10 +36,10 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "corpus": Verb("read documents from files, hold some out, write a corpus", "megalit.cli.data:corpus"),
     "tokenize": Verb("turn a corpus into token stores", "megalit.cli.data:tokenize"),
-    "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main"),
-    "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main"),
-    "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main"),
-    "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main"),
+    "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main", True),
+    "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True),
+    "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),
+    "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main", True),
 }
 
 USAGE_ERROR = 2
@@ -53,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     verb = given[0]
     if verb not in VERBS:
         _fail(f"'{verb}' is no verb of megalit: choose one of {', '.join(VERBS)}")
+    if VERBS[verb].slow_start and sys.stderr.isatty():
+        print(f"megalit {verb}: loading torch and Lightning ...", file=sys.stderr)
     try:
         VERBS[verb].load()(verb, given[1:])
     except KeyboardInterrupt:
