@@ -21,7 +21,7 @@ from megalit.streams.loading import (
     SuiteSampler,
     SuiteWindows,
 )
-from megalit.streams.mixture import Component, Mixture, MixtureSettings
+from megalit.streams.mixture import Component, DocumentOrder, Mixture, MixtureSettings
 from megalit.streams.orderings import Ordering, Real
 from megalit.streams.plan import RunPlan
 from megalit.streams.schedule import exact
@@ -60,6 +60,9 @@ class StreamDataModule(lightning.LightningDataModule):
             exact in blocks of 2,048 windows).
         real_fraction: share of the real documents to train on; each subset lies inside every larger one.
         separate_validation: start a window with each validation document, instead of packing them.
+        document_order: documents and megadocs ``permuted``, or ``related`` ones side by side, along a path from
+            nearest neighbour to nearest neighbour (in-context pre-training, arXiv 2310.10638).
+        embeddings: for related documents: Parquet file with ``id`` and ``embedding`` (default: TF-IDF over tokens).
         seed: fixes the order of the data (default: ``seed_everything``).
         num_workers: loader processes; 0 reads in the training process.
         ignore_plan: continue a checkpoint of another data plan from its count of samples all the same.
@@ -79,6 +82,8 @@ class StreamDataModule(lightning.LightningDataModule):
         epoch_order: EpochOrder = "documents",
         real_fraction: float = 1.0,
         separate_validation: bool = False,
+        document_order: DocumentOrder = "permuted",
+        embeddings: str | None = None,
         seed: int | None = None,
         num_workers: int = 0,
         ignore_plan: bool = False,
@@ -106,6 +111,10 @@ class StreamDataModule(lightning.LightningDataModule):
         self.epoch_order: EpochOrder = epoch_order
         self.real_fraction = real_fraction
         self.separate_validation = separate_validation
+        self.document_order: DocumentOrder = document_order
+        self.embeddings = embeddings
+        if embeddings is not None and document_order != "related":
+            raise UserError("data.embeddings are given and not used: set data.document_order to related")
         self.seed = seed
         self.num_workers = num_workers
         self.ignore_plan = ignore_plan
@@ -136,6 +145,8 @@ class StreamDataModule(lightning.LightningDataModule):
                 seed=self.seed or 0,
                 real_fraction=self.real_fraction,
                 separate_validation=self.separate_validation,
+                document_order=self.document_order,
+                embeddings=self.embeddings,
             )
             self._mixture = Mixture(settings, *self.components(), self.markers)
         return self._mixture

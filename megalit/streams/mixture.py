@@ -1,25 +1,30 @@
 """A mixture: streams, their shares in each phase of the run, and the plan that follows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil, floor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from megalit.errors import UserError
+from megalit.files import fingerprint
 from megalit.streams import pieces
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.orderings import LatentThoughts, Ordering, Real
 from megalit.streams.packing import PackedTokens
-from megalit.streams.pieces import BOS, EOS, Literals, PieceTables
+from megalit.streams.pieces import BOS, EOS, LITERALS, Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan, StreamPlan
+from megalit.streams.plan_arrays import PlanArrays
+from megalit.streams.related import related_order
 from megalit.streams.schedule import BlockSchedule, Mixing, PhasedSchedule, Schedule
 from megalit.streams.store import StoreSet, open_stores
 from megalit.streams.stream import EpochOrder, Stream
+
+DocumentOrder = Literal["permuted", "related"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class MixtureSettings:
     seed: int
     real_fraction: float
     separate_validation: bool
+    document_order: DocumentOrder
+    embeddings: str | None
 
 
 Markers = Callable[[StoreSet], tuple[list[int], list[int], list[int]]]
@@ -110,8 +117,23 @@ class Mixture:
             first = next(iter(self._opened.values()), None)
             if first is not None and first[0].real.manifest.tokenizer != manifest.tokenizer:
                 raise UserError(f"{folder} and {self.settings.stores} were made by different tokenizers")
-            self._opened[folder] = stores, pieces.join(stores, literals, self.settings.real_fraction)
+            tables = pieces.join(stores, literals, self.settings.real_fraction)
+            if self.settings.document_order == "related":
+                tables = replace(tables, path=self._path(stores, tables))
+            self._opened[folder] = stores, tables
         return self._opened[folder]
+
+    def _path(self, stores: StoreSet, tables: PieceTables) -> Integers:
+        """The path over related documents, found once per node."""
+        settings = self.settings
+        embeddings = Path(settings.embeddings) if settings.embeddings is not None else None
+        changed = embeddings.stat().st_mtime_ns if embeddings is not None and embeddings.exists() else None
+        key = [_contents(stores), settings.real_fraction, settings.seed, settings.embeddings, changed]
+        arrays = PlanArrays(
+            fingerprint(["related", key]), lambda _: {"path": related_order(tables, embeddings, settings.seed)}
+        )
+        path: Integers = arrays[0]["path"].astype(np.int64)
+        return path
 
     def _stream(self, component: Component) -> Stream:
         stores, tables = self._open(component.stores or self.settings.stores)
@@ -127,7 +149,13 @@ class Mixture:
                 "tokenize a corpus with generations, or train on RealStream"
             )
         settings = self.settings
-        identity = [_contents(stores), settings.real_fraction, tables.table.length[: EOS + 5].tolist()]
+        identity = [
+            _contents(stores),
+            settings.real_fraction,
+            settings.document_order,
+            settings.embeddings,
+            tables.table.length[:LITERALS].tolist(),
+        ]
         return Stream(
             component.ordering, tables, settings.context_length, settings.epoch_order, settings.seed, identity
         )

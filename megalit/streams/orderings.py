@@ -4,6 +4,9 @@ An ordering is a pure function (tables, random generators) -> row numbers of the
 streams of the megadocs paper (arXiv 2603.18534, section 3) differ in nothing else. A new stream is
 one class here.
 
+Documents and megadocs stand permuted, or along a path that puts related ones side by side
+(:mod:`megalit.streams.related`); a simple stream's pieces are always permuted.
+
 By default every document and every generation keeps its own BOS and EOS, also inside a megadoc, so
 that simple and stitched streams hold identical tokens. (The paper does not say what separates the
 pieces; this is our choice, and ``separator`` another.)
@@ -39,12 +42,12 @@ class Ordering(Protocol):
 
 @dataclass(frozen=True)
 class Real:
-    """The real documents alone, permuted."""
+    """The real documents alone."""
 
     name: str = "real"
 
     def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
-        return _delimited(epoch.permutation(tables.real.rows()))
+        return _delimited(tables.real.rows()[tables.document_order(epoch)])
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Stitched:
             pieces = np.concatenate([pieces, real], axis=1)
         elif self.real_document == "first":
             pieces = np.concatenate([real, pieces], axis=1)
-        pieces = pieces[epoch.permutation(len(pieces))]
+        pieces = pieces[tables.document_order(epoch)]
         if not self.separated:
             return _delimited(pieces.ravel())
         megadocs: Rows = np.full((len(pieces), 2 * pieces.shape[1] + 1), SEPARATOR, dtype=np.int32)
@@ -118,7 +121,7 @@ class LatentThoughts:
         if not tables.thoughts.size:
             raise UserError("the corpus has no thoughts: give its rows 'thoughts' with 'offset' and 'text'")
         # A document of n thoughts is BOS, n times (text, marker, thought, marker), text, EOS.
-        order = epoch.permutation(tables.documents)
+        order = tables.document_order(epoch)
         thoughts = tables.thoughts.count[order]
         lengths = 4 * thoughts + 3
         first = np.cumsum(lengths) - lengths

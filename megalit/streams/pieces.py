@@ -105,6 +105,7 @@ class PieceTables:
         real: one row for each document.
         generations, thoughts: rows of each document, in the order of their index.
         segments: the text before, between and behind a document's thoughts, one more than thoughts.
+        path: an order that puts related documents side by side, or None.
     """
 
     ids: pa.Array
@@ -113,6 +114,11 @@ class PieceTables:
     generations: Group
     thoughts: Group
     segments: Group
+    path: Integers | None = None
+
+    def document_order(self, random: np.random.Generator) -> Integers:
+        """Documents in the order in which a stream takes them: along the path, or permuted."""
+        return random.permutation(self.documents) if self.path is None else self.path
 
     @property
     def documents(self) -> int:
