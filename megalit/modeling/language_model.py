@@ -240,9 +240,9 @@ class LanguageModel(lightning.LightningModule):
     def _over_ranks(self, value: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
             return value
-        summed = self.trainer.strategy.reduce(value, reduce_op="sum")
-        assert isinstance(summed, Tensor)
-        return summed
+        # Lightning's own reduce waits at a barrier besides.
+        torch.distributed.all_reduce(value)
+        return value
 
     def _without_gradient_sync(self) -> AbstractContextManager[Any]:
         no_sync = getattr(self.trainer.strategy.model, "no_sync", None)
@@ -254,8 +254,10 @@ class LanguageModel(lightning.LightningModule):
         trainer: Any = self.trainer
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
         # One for each suite on every rank, also where a rank gets no window of a small suite: computing a metric
-        # waits for all ranks. Double precision: a sum over millions of tokens in float32 loses digits.
-        self._validation = [MeanMetric().set_dtype(torch.float64).to(self.device) for _ in loaders]
+        # waits for all ranks. Double precision where the device has it: a sum over millions of tokens in float32
+        # loses digits.
+        precision = torch.float32 if self.device.type == "mps" else torch.float64
+        self._validation = [MeanMetric().set_dtype(precision).to(self.device) for _ in loaders]
         for metric in self._validation:
             metric.update(0.0, 0.0)
 
@@ -263,7 +265,7 @@ class LanguageModel(lightning.LightningModule):
         """Add a batch of one validation suite to that suite's mean loss over tokens."""
         hidden, targets = self._hidden(batch)
         losses = token_losses(hidden, self.lm_head.weight, targets)
-        self._validation[dataloader_idx].update(losses.double(), (targets != IGNORED).double())
+        self._validation[dataloader_idx].update(losses, (targets != IGNORED).float())
 
     def on_validation_epoch_end(self) -> None:
         names = list(getattr(getattr(self.trainer, "datamodule", None), "suites", {}))

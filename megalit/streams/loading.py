@@ -82,6 +82,8 @@ def _pairs(first: Any, second: Any) -> Iterator[tuple[int, int]]:
 class SuiteWindows(Dataset[torch.Tensor]):
     """The windows of a validation suite, in order; item ``windows`` is the packed batch of these.
 
+    Window -1 is padding: it has tokens and no target.
+
     Args:
         packed: the suite's documents, end to end.
         context_length: tokens in a window.
@@ -111,8 +113,11 @@ class SuiteWindows(Dataset[torch.Tensor]):
     def __getitem__(self, numbers: Any) -> torch.Tensor:
         wanted = np.asarray(numbers, dtype=np.int64)
         out = _room(len(wanted), self._context_length)
-        self._packed.fill(out, np.arange(len(wanted)), self._begin[wanted], self._end[wanted])
-        out[:, _WRITTEN] = self._end[wanted] - self._begin[wanted]
+        begins = self._begin[wanted]
+        # The padding window is a single token, so it has no target.
+        ends = np.where(wanted < 0, begins + 1, self._end[wanted])
+        self._packed.fill(out, np.arange(len(wanted)), begins, ends)
+        out[:, _WRITTEN] = ends - begins
         out[:, -4] = out[:, -1] = wanted
         out[:, -3:-1] = 0
         return torch.from_numpy(out)
@@ -140,11 +145,15 @@ class GlobalBatchSampler(Sampler[range]):
 
 
 class SuiteSampler(Sampler[range]):
-    """Yields this rank's windows of a validation suite in batches; no window twice, none left out."""
+    """Yields this rank's windows of a validation suite in batches; no window twice, none left out.
+
+    Lightning wants a batch from every rank: one that has no window gets the padding window, number -1.
+    """
 
     def __init__(self, windows: int, batch: int, rank: int, world_size: int) -> None:
-        self._ranges = [range(first, min(first + batch, windows)) for first in range(0, windows, batch)]
-        self._ranges = self._ranges[rank::world_size]
+        batch = max(1, min(batch, -(-windows // world_size)))
+        ranges = [range(first, min(first + batch, windows)) for first in range(0, windows, batch)]
+        self._ranges = ranges[rank::world_size] or [range(-1, 0)]
 
     def __len__(self) -> int:
         return len(self._ranges)

@@ -12,7 +12,7 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
-from megalit.streams import pieces
+from megalit.streams.joining import join
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.orderings import LatentThoughts, Ordering, Real
 from megalit.streams.packing import PackedTokens
@@ -117,7 +117,7 @@ class Mixture:
             first = next(iter(self._opened.values()), None)
             if first is not None and first[0].real.manifest.tokenizer != manifest.tokenizer:
                 raise UserError(f"{folder} and {self.settings.stores} were made by different tokenizers")
-            tables = pieces.join(stores, literals, self.settings.real_fraction)
+            tables = join(stores, literals, self.settings.real_fraction)
             if self.settings.document_order == "related":
                 tables = replace(tables, path=self._path(stores, tables))
             self._opened[folder] = stores, tables
@@ -165,7 +165,7 @@ class Mixture:
             return {}
         alone = StoreSet(stores.folder, stores.validation, None, (), None, None)
         manifest = stores.validation.manifest
-        tables = pieces.join(alone, Literals(manifest.bos, manifest.eos))
+        tables = join(alone, Literals(manifest.bos, manifest.eos))
         rows = np.full((tables.documents, 3), EOS, dtype=np.int32)
         rows[:, 0] = BOS
         rows[:, 1] = tables.real.rows()

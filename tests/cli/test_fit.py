@@ -203,3 +203,20 @@ def test_a_killed_run_continues_to_bit_identical_weights(run: Run, small: Path, 
         assert torch.equal(killed["state_dict"][name], value), name
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert read_record(tmp_path / "killed").losses == read_record(tmp_path / "whole").losses
+
+
+def test_two_processes_give_the_result_of_one(run: Run, from_files: Path, tmp_path: Path) -> None:
+    """Preparation, plan, training and validation under DDP; the validation set is too small for both ranks."""
+    flags = ["--data.context_length", "512", "--data.global_batch", "8", "--data.total_tokens", str(8 * 512 * 6)]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--run", "two"]
+    process = start("fit", "--config", from_files, *flags, *two, folder=tmp_path)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert said.count("validation loss, iid") == 1
+    assert run("fit", "--config", from_files, *flags, "--run", "one") == 0
+    one, both = read_record(tmp_path / "one"), read_record(tmp_path / "two")
+    assert both.plan == one.plan
+    assert [loss for _, loss in losses(tmp_path / "two")] == pytest.approx(
+        [loss for _, loss in losses(tmp_path / "one")], abs=1e-4
+    )
+    assert both.losses["iid"]["nats_per_token"] == pytest.approx(one.losses["iid"]["nats_per_token"], abs=1e-4)

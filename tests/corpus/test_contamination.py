@@ -16,7 +16,8 @@ from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.errors import UserError
 from megalit.streams.building import build_stores
-from megalit.streams.pieces import Literals, join
+from megalit.streams.joining import join
+from megalit.streams.pieces import Literals
 from megalit.streams.store import open_stores
 
 words = st.lists(st.sampled_from(["a", "bb", "Ccc", "dé", "e_1"]), min_size=0, max_size=40)

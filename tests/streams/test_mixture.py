@@ -159,6 +159,7 @@ def test_separate_validation_starts_a_window_with_each_document(data_set: DataSe
     assert apart.windows == sum(-(-(count + 1) // 16) for count in counts)
     begins = [w for w in range(apart.windows) if split(apart[[w]])["tokens"][0, 0] == data_set.tokenizer.bos]
     assert len(begins) >= len(counts)
+    assert (split(apart[[-1]])["targets"] == IGNORED).all()
     for found in (apart, together):
         valid = sum(int((split(found[[w]])["targets"] != IGNORED).sum()) for w in range(found.windows))
         assert valid == found.targets

@@ -12,7 +12,7 @@ import pytest
 from data_sets import GENERATIONS, DataSet
 
 from megalit.errors import UserError
-from megalit.streams import pieces
+from megalit.streams.joining import join
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, RealDocument, Simple, Stitched
 from megalit.streams.pieces import Literals, PieceTables
 from megalit.streams.store import open_stores
@@ -29,7 +29,7 @@ def literals(data_set: DataSet) -> Literals:
 
 @pytest.fixture(scope="session")
 def tables(data_set: DataSet, literals: Literals) -> PieceTables:
-    return pieces.join(data_set.stores, literals)
+    return join(data_set.stores, literals)
 
 
 def tokens_of(ordering: Ordering, tables: PieceTables, seed: int = 0, fixed: int = 0) -> list[int]:
@@ -204,13 +204,13 @@ def test_the_order_inside_a_megadoc_is_drawn_anew_each_epoch(tables: PieceTables
 
 def test_a_separator_takes_the_place_of_eos_and_bos(data_set: DataSet, literals: Literals) -> None:
     separated = replace(literals, separator=(7, 8))
-    tables = pieces.join(data_set.stores, separated)
+    tables = join(data_set.stores, separated)
     for document in documents_of(tokens_of(Stitched(3, separated=True), tables), literals):
         assert sum(document[i : i + 2] == (7, 8) for i in range(len(document))) >= 3
 
 
 def test_real_fractions_are_nested_and_keep_what_belongs_to_them(data_set: DataSet, literals: Literals) -> None:
-    parts = {f: pieces.join(data_set.stores, literals, f) for f in (0.1, 0.25, 0.5, 1.0)}
+    parts = {f: join(data_set.stores, literals, f) for f in (0.1, 0.25, 0.5, 1.0)}
     ids = {f: set(tables.ids.to_pylist()) for f, tables in parts.items()}
     assert ids[0.1] < ids[0.25] < ids[0.5] < ids[1.0]
     total = len(ids[1.0])
@@ -243,4 +243,4 @@ def test_generations_without_their_document_are_refused(
     place = table.schema.get_field_index(column)
     pq.write_table(table.set_column(place, column, pa.array(values)), path)
     with pytest.raises(UserError, match=message):
-        pieces.join(open_stores(folder), literals)
+        join(open_stores(folder), literals)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from megalit.errors import UserError
 from megalit.streams import RealStream, StitchedStream
-from megalit.streams.pieces import Literals, join
+from megalit.streams.joining import join
+from megalit.streams.pieces import Literals
 from megalit.streams.related import nearest_neighbour_path, token_tfidf
 
 SMALL = {"context_length": 16, "global_batch": 4, "total_tokens": 640}
