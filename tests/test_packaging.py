@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,8 @@ def test_a_wheel_installs_into_a_fresh_environment(tmp_path: Path) -> None:
         capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
-    venv.create(tmp_path / "environment", with_pip=True)
+    environment_folder = tmp_path / "environment"
+    subprocess.run(["uv", "venv", "--quiet", str(environment_folder)], check=True)
     python = tmp_path / "environment" / "bin" / "python"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
 
@@ -40,7 +40,7 @@ def test_a_wheel_installs_into_a_fresh_environment(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    call(python, "-m", "pip", "install", "--quiet", wheel)
+    call("uv", "pip", "install", "--quiet", "--python", python, wheel)
     assert "fit" in call(python.parent / "megalit", "--help")
     where = call(python, "-c", "import megalit.callbacks as c; print(c.__file__, c.ScalingLaw.__name__)")
     assert str(tmp_path / "environment") in where
