@@ -39,6 +39,8 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     try:
         if target is not None and Path(target).is_file():
             _inspect_configuration(["--config", target, *arguments[1:]])
+        elif target is None and {"-c", "--config", "--print_config"}.intersection(arguments):
+            _inspect_configuration(arguments)
         else:
             _inspect_stores(arguments)
     except argparse.ArgumentError as error:
@@ -57,8 +59,8 @@ def _inspect_stores(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("target", type=str, help="A store, a folder of stores, or a configuration (YAML).")
     parser.add_argument("--verify", type=bool, default=False, help="Read every token and compare with the manifest.")
-    parser.add_argument("-c", "--config", type=str, help="The same as a configuration as target.")
-    parser.add_argument("--print_config", action="store_true", help="With a configuration: print it, resolved.")
+    parser.add_argument("--config", type=str, help="A configuration; the same as naming it as target.")
+    parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration.")
     settings = parser.parse_args(list(arguments))
     folder = Path(settings.target)
     found = [TokenStore(folder)] if exists(folder) else list(open_stores(folder).all)

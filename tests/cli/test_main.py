@@ -42,7 +42,7 @@ def test_each_verb_prints_its_configuration(verb: str, run: Run, capsys: pytest.
     assert "output" in yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("verb", ["fit", "validate", "test"])
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "inspect"])
 def test_training_verbs_print_their_configuration(
     verb: str, run: Run, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
