@@ -186,9 +186,7 @@ class Mixture:
             raise UserError("data.real_epochs is given and no real stream is in the mixture: give data.total_tokens")
         epochs = Fraction(str(settings.real_epochs))
         if settings.epoch_order == "paper":
-            # The incomplete last batch of an epoch is dropped.
-            in_epoch = floor(Fraction(real_tokens, settings.context_length * settings.global_batch))
-            return floor(in_epoch * epochs / share)
+            return paper_steps(real_tokens, settings.context_length * settings.global_batch, epochs, share)
         return ceil(self.streams[number].windows * epochs / share / settings.global_batch)
 
     def _schedule(self, components: Sequence[Component], phases: Sequence[Fraction], steps: int) -> PhasedSchedule:
@@ -242,6 +240,11 @@ class Mixture:
             unique_real_tokens=real_tokens,
             settings=settings,
         )
+
+
+def paper_steps(real_tokens: int, batch_tokens: int, real_epochs: Fraction, real_share: Fraction) -> int:
+    """Steps of a run in the paper's order (arXiv 2603.18534): the incomplete last batch of an epoch is dropped."""
+    return floor(real_tokens // batch_tokens * real_epochs / real_share)
 
 
 def _contents(stores: StoreSet) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from megalit.streams import (
 )
 from megalit.streams.datamodule import Phase
 from megalit.streams.loading import Batch, split
+from megalit.streams.mixture import paper_steps
 from megalit.streams.named import MixedStream
 from megalit.streams.packing import IGNORED
 from megalit.streams.schedule import BlockSchedule
@@ -207,9 +208,8 @@ def test_paper_order_is_the_papers_packing_and_mixing(kind: str, data_set: DataS
 
 def test_the_papers_number_of_steps() -> None:
     """203,867,748 tokens, 64 x 4,096 a step, 16 real epochs at mix .75: 49,728 steps (777 an epoch)."""
-    in_epoch = 203_867_748 // (64 * 4096)
-    assert in_epoch == 777
-    assert int(in_epoch * 16 / (1 - 0.75)) == 49_728
+    assert paper_steps(203_867_748, 64 * 4096, Fraction(1), Fraction(1)) == 777
+    assert paper_steps(203_867_748, 64 * 4096, Fraction(16), Fraction(1, 4)) == 49_728
 
 
 # Settings that cannot work ----------------------------------------------------------------------------
