@@ -1,7 +1,7 @@
 """Stores joined by document into one table of pieces."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
@@ -9,10 +9,71 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from megalit import __version__
 from megalit.errors import UserError
+from megalit.files import fingerprint
 from megalit.streams.pieces import Group, Integers, Literals, PieceTable, PieceTables
+from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.store import StoreSet, TokenStore
+
+Narrow = npt.NDArray[np.int32]
+
+_COLUMNS = ("buffer", "begin", "length", "document", "generation")
+_GROUPS = ("real", "generations", "thoughts", "segments")
+
+
+class MappedTables:
+    """The tables of :func:`join`, computed once per node and mapped by every process there.
+
+    Args:
+        stores, literals, real_fraction: as for :func:`join`.
+
+    Attributes:
+        tables: the pieces.
+        key: fingerprint of everything that they depend on.
+    """
+
+    def __init__(self, stores: StoreSet, literals: Literals, real_fraction: float) -> None:
+        # Which document an item belongs to is not part of a store's content hash, so its table counts too.
+        items = [(store.folder / "items.parquet").stat() for store in stores.training]
+        changed = [[file.st_size, file.st_mtime_ns] for file in items]
+        versions = [__version__, np.__version__]
+        self.key = fingerprint([versions, stores.contents, changed, asdict(literals), real_fraction])
+        self._plans = PlanArrays(self.key, lambda _: _to_arrays(join(stores, literals, real_fraction)))
+        self.tables = _from_arrays(self._plans[0], stores, literals)
+
+    def forget(self) -> None:
+        """Remove the files; what is mapped stays readable."""
+        self._plans.forget()
+
+
+def _to_arrays(tables: PieceTables) -> Arrays:
+    columns = {name: getattr(tables.table, name) for name in _COLUMNS}
+    groups = [getattr(tables, name) for name in _GROUPS]
+    return {
+        **columns,
+        "kept": tables.kept,
+        "first": np.array([group.first for group in groups]),
+        "start": np.stack([group.start for group in groups]),
+        "count": np.stack([group.count for group in groups]),
+    }
+
+
+def _from_arrays(arrays: Any, stores: StoreSet, literals: Literals) -> PieceTables:
+    table = PieceTable(_buffers(stores, literals), *(arrays[name] for name in _COLUMNS))
+    real, generations, thoughts, segments = (
+        Group(int(first), start, count)
+        for first, start, count in zip(arrays["first"], arrays["start"], arrays["count"], strict=True)
+    )
+    return PieceTables(stores.real, arrays["kept"], table, real, generations, thoughts, segments)
+
+
+def _buffers(stores: StoreSet, literals: Literals) -> list[npt.NDArray[Any]]:
+    """The literals, then the chunks of all stores."""
+    flat = np.array([token for part in literals.parts for token in part], dtype=np.int32)
+    return [flat, *(buffer for store in stores.training for buffer in store.buffers)]
 
 
 def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> PieceTables:
@@ -29,8 +90,7 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
     """
     real = stores.real.items(["document_id", "content_hash", "tokens"])
     place = _subset(real["document_id"], real_fraction)
-    ids = real["document_id"].combine_chunks().filter(pa.array(place >= 0))
-    build = _TableBuilder(literals)
+    build = _TableBuilder(stores, literals)
     kept = np.flatnonzero(place >= 0)
     lengths = real["tokens"].to_numpy()[kept]
     documents = np.arange(len(kept))
@@ -42,7 +102,7 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
     thought_parts = [_joined(stores.thoughts, real, place)] if stores.thoughts else []
     thoughts = build.add_sorted([stores.thoughts] if stores.thoughts else [], thought_parts, len(kept))
     segments = _add_segments(build, stores.real, kept, lengths, thought_parts, thoughts)
-    return PieceTables(ids, build.finish(), real_group, generations, thoughts, segments)
+    return PieceTables(stores.real, kept, build.finish(), real_group, generations, thoughts, segments)
 
 
 def _subset(ids: pa.ChunkedArray, fraction: float) -> Integers:
@@ -62,14 +122,13 @@ class _Joined:
     """Items of one store that belong to documents that are kept."""
 
     item: Integers
-    tokens: Integers
-    document: Integers
-    generation: Integers
-    split_at: Integers
+    tokens: Narrow
+    document: Narrow
+    generation: Narrow
+    split_at: Narrow
 
 
 def _joined(store: TokenStore, real: pa.Table, place: Integers) -> _Joined:
-    # One column of strings at a time: at millions of generations they outweigh everything else.
     document = _positions(store, "document_id", real)
     if (document < 0).any():
         orphan = store.items(["document_id"]).column(0)[int(np.argmin(document))].as_py()
@@ -84,7 +143,7 @@ def _joined(store: TokenStore, real: pa.Table, place: Integers) -> _Joined:
         raise UserError(
             f"{store.folder} holds data made from another text of the document '{changed}': generate it again"
         )
-    new = place[document]
+    new = place[document].astype(np.int32)
     keep = np.flatnonzero(new >= 0)
     items = store.items(["generation", "tokens", "token_offset"])
     return _Joined(
@@ -96,26 +155,33 @@ def _joined(store: TokenStore, real: pa.Table, place: Integers) -> _Joined:
     )
 
 
-def _positions(store: TokenStore, column: str, real: pa.Table) -> npt.NDArray[np.int32]:
+def _positions(store: TokenStore, column: str, real: pa.Table) -> Narrow:
     """Row of ``real`` with the same value, for each item of the store; -1 where there is none."""
-    values = store.items([column]).column(0)
-    found = pc.index_in(values, value_set=real[column].combine_chunks())
-    return np.asarray(pc.fill_null(found, -1).to_numpy(), dtype=np.int32)
+    known = real[column].combine_chunks()
+    # As a dictionary and in parts: at millions of generations the strings outweigh everything else.
+    file = pq.ParquetFile(store.folder / "items.parquet", read_dictionary=[column])
+    parts = []
+    for batch in file.iter_batches(1 << 20, columns=[column]):
+        values = batch.column(0)
+        place = pc.fill_null(pc.index_in(values.dictionary, value_set=known), -1)
+        parts.append(place.take(values.indices).to_numpy(zero_copy_only=False).astype(np.int32))
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
 
-def _numpy(column: Any) -> Integers:
-    return np.asarray(column.to_numpy(), dtype=np.int64)
+def _numpy(column: Any) -> Narrow:
+    return np.asarray(column.to_numpy(), dtype=np.int32)
 
 
 class _TableBuilder:
     """Collects rows, store by store."""
 
-    def __init__(self, literals: Literals) -> None:
+    def __init__(self, stores: StoreSet, literals: Literals) -> None:
         parts = literals.parts
         lengths = np.array([len(part) for part in parts])
-        flat = [token for part in parts for token in part]
-        self._buffers: list[npt.NDArray[Any]] = [np.array(flat, dtype=np.int32)]
-        self._buffer_of: dict[int, int] = {}
+        self._buffers = _buffers(stores, literals)
+        chunks = [1, *(len(store.buffers) for store in stores.training)]
+        first = np.cumsum(chunks).tolist()
+        self._first_buffer = {store.folder: first[number] for number, store in enumerate(stores.training)}
         outside = np.full(len(parts), -1)
         zero = np.zeros(len(parts))
         self._columns = [[zero], [np.cumsum(lengths) - lengths], [lengths], [outside], [outside]]
@@ -133,7 +199,7 @@ class _TableBuilder:
         """Add pieces that are sorted by document; ``starts`` are token offsets in their items."""
         chunk, begin = store.locate(items)
         self._append(
-            chunk + self._first_buffer(store),
+            chunk + self._first_buffer[store.folder],
             begin if starts is None else begin + starts,
             lengths,
             documents,
@@ -149,7 +215,7 @@ class _TableBuilder:
         if parts:
             located = [store.locate(part.item) for store, part in zip(stores, parts, strict=True)]
             buffer = np.concatenate(
-                [chunk + self._first_buffer(store) for store, (chunk, _) in zip(stores, located, strict=True)]
+                [chunk + self._first_buffer[store.folder] for store, (chunk, _) in zip(stores, located, strict=True)]
             )
             begin = np.concatenate([begin for _, begin in located])
             number = np.repeat(np.arange(len(parts)), [len(part.item) for part in parts])
@@ -165,12 +231,6 @@ class _TableBuilder:
         for known, new in zip(self._columns, columns, strict=True):
             known.append(new)
         self.rows += len(columns[0])
-
-    def _first_buffer(self, store: TokenStore) -> int:
-        if id(store) not in self._buffer_of:
-            self._buffer_of[id(store)] = len(self._buffers)
-            self._buffers.extend(store.buffers)
-        return self._buffer_of[id(store)]
 
     def finish(self) -> PieceTable:
         types = (np.uint16, np.uint32, np.int32, np.int32, np.int32)

@@ -12,13 +12,13 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
-from megalit.streams.joining import join
+from megalit.streams.joining import MappedTables, join
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.orderings import LatentThoughts, Ordering, Real
 from megalit.streams.packing import PackedTokens
-from megalit.streams.pieces import BOS, EOS, LITERALS, Integers, Literals, PieceTables
+from megalit.streams.pieces import BOS, EOS, Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan, StreamPlan
-from megalit.streams.plan_arrays import PlanArrays
+from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.related import related_order
 from megalit.streams.schedule import BlockSchedule, Mixing, PhasedSchedule, Schedule
 from megalit.streams.store import StoreSet, open_stores
@@ -59,6 +59,23 @@ class MixtureSettings:
     embeddings: str | None
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A data set that streams of the mixture read: its stores, and its pieces with their key."""
+
+    stores: StoreSet
+    mapped: MappedTables
+    tables: PieceTables
+    key: str
+
+    @property
+    def real_tokens(self) -> int:
+        """Tokens of the real documents, BOS and EOS included."""
+        group = self.tables.real
+        lengths = self.tables.table.length[group.first : group.first + group.size]
+        return int(lengths.sum(dtype=np.int64)) + 2 * group.size
+
+
 Markers = Callable[[StoreSet], tuple[list[int], list[int], list[int]]]
 
 
@@ -84,19 +101,19 @@ class Mixture:
     ) -> None:
         self.settings = settings
         self._markers = markers
-        self._opened: dict[str, tuple[StoreSet, PieceTables]] = {}
+        self._opened: dict[str, _Opened] = {}
         self.streams = [self._stream(component) for component in components]
-        own, tables = self._open(settings.stores)
-        real = PackedTokens.of(tables.table, Real().rows(tables, np.random.default_rng(0), np.random.default_rng(0)))
-        if real.tokens <= settings.context_length:
+        own = self._open(settings.stores)
+        real_tokens = own.real_tokens
+        if real_tokens <= settings.context_length:
             raise UserError(
-                f"data.context_length is {settings.context_length} and the real documents have {real.tokens} tokens: "
+                f"data.context_length is {settings.context_length} and the real documents have {real_tokens} tokens: "
                 "lower it or add documents"
             )
-        self.suites = self._suites(own)
-        steps = self._steps(components, phases, real.tokens)
+        self.suites = self._suites(own.stores)
+        steps = self._steps(components, phases, real_tokens)
         self.schedule = self._schedule(components, phases, steps)
-        self.plan = self._plan(components, phases, steps, real.tokens)
+        self.plan = self._plan(components, phases, steps, real_tokens)
 
     def windows_seen(self, steps: int) -> dict[str, int]:
         """Windows of each stream in the first ``steps`` steps."""
@@ -106,37 +123,46 @@ class Mixture:
     def forget_plans(self) -> None:
         """Remove the streams' plans from this node's disk; they are made again when they are needed."""
         for stream in self.streams:
-            stream.forget_plans()
+            stream.forget()
+        for opened in self._opened.values():
+            opened.mapped.forget()
 
-    def _open(self, folder: str) -> tuple[StoreSet, PieceTables]:
+    def _open(self, folder: str) -> "_Opened":
         if folder not in self._opened:
             stores = open_stores(Path(folder))
             start, end, separator = self._markers(stores)
             manifest = stores.real.manifest
             literals = Literals(manifest.bos, manifest.eos, tuple(start), tuple(end), tuple(separator))
             first = next(iter(self._opened.values()), None)
-            if first is not None and first[0].real.manifest.tokenizer != manifest.tokenizer:
+            if first is not None and first.stores.real.manifest.tokenizer != manifest.tokenizer:
                 raise UserError(f"{folder} and {self.settings.stores} were made by different tokenizers")
-            tables = join(stores, literals, self.settings.real_fraction)
+            mapped = MappedTables(stores, literals, self.settings.real_fraction)
+            tables, key = mapped.tables, mapped.key
             if self.settings.document_order == "related":
-                tables = replace(tables, path=self._path(stores, tables))
-            self._opened[folder] = stores, tables
+                tables = replace(tables, path=self._path(mapped))
+                key = fingerprint([key, self._related()])
+            self._opened[folder] = _Opened(stores, mapped, tables, key)
         return self._opened[folder]
 
-    def _path(self, stores: StoreSet, tables: PieceTables) -> Integers:
+    def _path(self, mapped: MappedTables) -> Integers:
         """The path over related documents, found once per node."""
-        settings = self.settings
-        embeddings = Path(settings.embeddings) if settings.embeddings is not None else None
-        changed = embeddings.stat().st_mtime_ns if embeddings is not None and embeddings.exists() else None
-        key = [_contents(stores), settings.real_fraction, settings.seed, settings.embeddings, changed]
-        arrays = PlanArrays(
-            fingerprint(["related", key]), lambda _: {"path": related_order(tables, embeddings, settings.seed)}
-        )
-        path: Integers = arrays[0]["path"].astype(np.int64)
+        arrays = PlanArrays(fingerprint(["related", mapped.key, self._related()]), lambda _: self._find_path(mapped))
+        path: Integers = arrays[0]["path"]
         return path
 
+    def _find_path(self, mapped: MappedTables) -> Arrays:
+        embeddings = Path(self.settings.embeddings) if self.settings.embeddings is not None else None
+        return {"path": related_order(mapped.tables, embeddings, self.settings.seed)}
+
+    def _related(self) -> list[Any]:
+        """What a path depends on, apart from the pieces."""
+        name = self.settings.embeddings
+        changed = Path(name).stat().st_mtime_ns if name is not None and Path(name).exists() else None
+        return [name, changed, self.settings.seed]
+
     def _stream(self, component: Component) -> Stream:
-        stores, tables = self._open(component.stores or self.settings.stores)
+        opened = self._open(component.stores or self.settings.stores)
+        stores = opened.stores
         if isinstance(component.ordering, LatentThoughts):
             if stores.thoughts is None:
                 raise UserError(
@@ -149,15 +175,13 @@ class Mixture:
                 "tokenize a corpus with generations, or train on RealStream"
             )
         settings = self.settings
-        identity = [
-            _contents(stores),
-            settings.real_fraction,
-            settings.document_order,
-            settings.embeddings,
-            tables.table.length[:LITERALS].tolist(),
-        ]
         return Stream(
-            component.ordering, tables, settings.context_length, settings.epoch_order, settings.seed, identity
+            component.ordering,
+            opened.tables,
+            settings.context_length,
+            settings.epoch_order,
+            settings.seed,
+            opened.key,
         )
 
     def _suites(self, stores: StoreSet) -> dict[str, SuiteWindows]:
@@ -222,7 +246,7 @@ class Mixture:
             raise UserError("the run has no step: raise data.real_epochs or lower data.global_batch")
         settings = {
             **asdict(self.settings),
-            "stores": [_contents(stores) for stores, _ in self._opened.values()],
+            "stores": [opened.stores.contents for opened in self._opened.values()],
             "streams": [
                 {**vars(component.ordering), "shares": [str(share) for share in component.shares]}
                 for component in components
@@ -235,7 +259,7 @@ class Mixture:
             global_batch=self.settings.global_batch,
             steps=steps,
             vocabulary_size=max(
-                store.manifest.vocabulary_size for stores, _ in self._opened.values() for store in stores.all
+                store.manifest.vocabulary_size for opened in self._opened.values() for store in opened.stores.all
             ),
             unique_real_tokens=real_tokens,
             settings=settings,
@@ -245,7 +269,3 @@ class Mixture:
 def paper_steps(real_tokens: int, batch_tokens: int, real_epochs: Fraction, real_share: Fraction) -> int:
     """Steps of a run in the paper's order (arXiv 2603.18534): the incomplete last batch of an epoch is dropped."""
     return floor(real_tokens // batch_tokens * real_epochs / real_share)
-
-
-def _contents(stores: StoreSet) -> dict[str, Any]:
-    return {store.folder.name: store.manifest.content_hash for store in stores.all}

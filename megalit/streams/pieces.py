@@ -6,6 +6,7 @@ are rows of one table, computed once; an ordering is then an array of row number
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from megalit.errors import UserError
+from megalit.streams.store import TokenStore
 
 Integers = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]
@@ -96,7 +98,8 @@ class PieceTables:
     """All pieces of a data set, by kind.
 
     Attributes:
-        ids: ids of the real documents.
+        store: of the real documents.
+        kept: the documents that take part, as items of the store.
         table: the rows.
         real: one row for each document.
         generations, thoughts: rows of each document, in the order of their index.
@@ -104,7 +107,8 @@ class PieceTables:
         path: an order that puts related documents side by side, or None.
     """
 
-    ids: pa.Array
+    store: TokenStore
+    kept: Integers
     table: PieceTable
     real: Group
     generations: Group
@@ -118,7 +122,12 @@ class PieceTables:
 
     @property
     def documents(self) -> int:
-        return len(self.ids)
+        return len(self.kept)
+
+    @cached_property
+    def ids(self) -> pa.Array:
+        """Ids of the documents; read when they are asked for, because training never needs them."""
+        return self.store.items(["document_id"]).column(0).combine_chunks().take(pa.array(self.kept))
 
     def require_generations(self, count: int) -> None:
         """Check that every document has ``count`` generations.

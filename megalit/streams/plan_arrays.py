@@ -1,4 +1,4 @@
-"""The arrays of an epoch, computed once per node and mapped by every rank and worker.
+"""Arrays of a plan, computed once per node and mapped by every rank and worker.
 
 They lie in a folder of the node's own temporary space, named by the fingerprint of what they are computed
 from, so a second run over the same data finds them too. Whoever needs an epoch first computes it, under a
@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from megalit.files import lock, new_folder
 # The epoch being read and its neighbours: loader workers run ahead of the training step.
 _KEPT_EPOCHS = 3
 
-Arrays = dict[str, npt.NDArray[np.int64] | npt.NDArray[np.int32]]
+Arrays = dict[str, npt.NDArray[Any]]
 
 
 def plans_folder() -> Path:
@@ -34,7 +35,7 @@ class PlanArrays:
 
     Args:
         key: fingerprint of everything they depend on but the epoch.
-        compute: gives the arrays of an epoch.
+        compute: gives the arrays of an epoch; what does not depend on one is epoch 0.
     """
 
     def __init__(self, key: str, compute: Callable[[int], Arrays]) -> None:

@@ -214,10 +214,18 @@ class StoreSet:
     tokenizer: Path | None
 
     @property
+    def training(self) -> tuple[TokenStore, ...]:
+        """All but the held-out documents."""
+        return tuple(store for store in (self.real, *self.generations, self.thoughts) if store is not None)
+
+    @property
     def all(self) -> tuple[TokenStore, ...]:
-        return tuple(
-            store for store in (self.real, self.validation, *self.generations, self.thoughts) if store is not None
-        )
+        return self.training if self.validation is None else (*self.training, self.validation)
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Content hash of each store, by name."""
+        return {store.folder.name: store.manifest.content_hash for store in self.all}
 
 
 def open_stores(folder: Path) -> StoreSet:

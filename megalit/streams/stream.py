@@ -56,8 +56,8 @@ class Stream:
         generated = tables.table.generation[packed.rows] >= 0
         self.synthetic_tokens = int(tables.table.length[packed.rows[generated]].sum(dtype=np.int64))
 
-    def forget_plans(self) -> None:
-        """Remove the epochs' arrays from this node's disk."""
+    def forget(self) -> None:
+        """Remove the epochs' arrays from this node's disk; they are made again when they are needed."""
         self._arrays.forget()
 
     @property
@@ -66,7 +66,7 @@ class Stream:
 
     def window_at(self, epoch: int, positions: Integers) -> Integers:
         """Numbers of the windows that stand at these places of an epoch."""
-        windows: Integers = self._arrays[self._repeated(epoch)]["windows"][positions]  # type: ignore[assignment]
+        windows: Integers = self._arrays[self._repeated(epoch)]["windows"][positions]
         return windows
 
     def fill(

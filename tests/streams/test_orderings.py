@@ -12,7 +12,8 @@ import pytest
 from data_sets import GENERATIONS, DataSet
 
 from megalit.errors import UserError
-from megalit.streams.joining import join
+from megalit.streams import joining
+from megalit.streams.joining import MappedTables, join
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, RealDocument, Simple, Stitched
 from megalit.streams.pieces import Literals, PieceTables
 from megalit.streams.store import open_stores
@@ -244,3 +245,35 @@ def test_generations_without_their_document_are_refused(
     pq.write_table(table.set_column(place, column, pa.array(values)), path)
     with pytest.raises(UserError, match=message):
         join(open_stores(folder), literals)
+
+
+def test_tables_are_joined_once_and_mapped_by_others(
+    data_set: DataSet, literals: Literals, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MEGALIT_PLANS", str(tmp_path))
+    first = MappedTables(data_set.stores, literals, 0.5)
+    monkeypatch.delattr(joining, "join")
+    mapped = MappedTables(data_set.stores, literals, 0.5).tables
+    computed = join(data_set.stores, literals, 0.5)
+    assert mapped.ids.equals(computed.ids)
+    for ordering in (Real(), Simple(3), Stitched(2), LatentThoughts()):
+        assert tokens_of(ordering, mapped) == tokens_of(ordering, computed)
+    assert not mapped.table.begin.flags.owndata
+    first.forget()
+    with pytest.raises(NameError):
+        MappedTables(data_set.stores, literals, 0.5)
+
+
+def test_the_key_of_joined_tables_knows_whose_tokens_they_are(data_set: DataSet, tmp_path: Path) -> None:
+    # Renamed documents leave every token as it was.
+    shutil.copytree(data_set.folder, tmp_path / "stores")
+    path = tmp_path / "stores" / "real" / "items.parquet"
+    literals = Literals(0, 1)
+    before = MappedTables(open_stores(tmp_path / "stores"), literals, 1.0)
+    table = pq.read_table(path)
+    pq.write_table(
+        table.set_column(0, "document_id", table["document_id"].take(pa.array(range(len(table))[::-1]))), path
+    )
+    with pytest.raises(UserError, match="another text of the document"):
+        MappedTables(open_stores(tmp_path / "stores"), literals, 1.0)
+    before.forget()
