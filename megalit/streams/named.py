@@ -102,7 +102,7 @@ class MixedStream:
 
     Attributes:
         order: ``real``, ``simple``, ``stitched`` or ``latent_thoughts``.
-        share: of the run's windows.
+        share: of the run's windows, or one share for each phase of the mixture.
         generations: of each document, for simple and stitched streams.
         real_document: where the real document stands in a stitched stream's megadocs.
         draw: which generations take part.
@@ -111,7 +111,7 @@ class MixedStream:
     """
 
     order: Literal["real", "simple", "stitched", "latent_thoughts"]
-    share: float
+    share: float | list[float]
     generations: int = 4
     real_document: RealDocument = "last"
     draw: Draw = "first"
@@ -129,14 +129,20 @@ class MixedStream:
             ordering = Stitched(_positive(self.generations), self.real_document, self.draw, name=name)
         else:
             ordering = LatentThoughts(name)
-        return Component(ordering, (exact(self.share),), self.stores)
+        return Component(ordering, self.shares, self.stores)
+
+    @property
+    def shares(self) -> tuple[Fraction, ...]:
+        """Exact share in each phase."""
+        return tuple(exact(share) for share in (self.share if isinstance(self.share, list) else [self.share]))
 
 
 class MixtureStream(StreamDataModule):
     """Any number of streams of any kind, each with its share of windows.
 
     Args:
-        streams: the streams; their shares sum to 1.
+        streams: the streams; in each phase their shares sum to 1.
+        phases: share of the run's steps in each phase; they sum to 1.
         thought_start: marker before each thought of latent-thought streams.
         thought_end: marker behind each thought.
     """
@@ -144,6 +150,7 @@ class MixtureStream(StreamDataModule):
     def __init__(
         self,
         streams: Sequence[MixedStream],
+        phases: Sequence[float] = (1.0,),
         thought_start: str = "<think>",
         thought_end: str = "</think>",
         **settings: Any,
@@ -155,11 +162,22 @@ class MixtureStream(StreamDataModule):
         names = [stream.name or stream.order for stream in self.streams]
         if len(set(names)) < len(names):
             raise UserError(f"data.streams: the names {', '.join(names)} are not unique: give each stream a name")
-        if any(stream.share <= 0 for stream in self.streams) or sum(exact(s.share) for s in self.streams) != 1:
-            raise UserError("data.streams: their shares are not positive with a sum of 1: mend them")
+        self.phases = [exact(share) for share in phases]
+        if any(share <= 0 for share in self.phases) or sum(self.phases) != 1:
+            raise UserError("data.phases: their shares are not positive with a sum of 1: mend them")
+        for stream in self.streams:
+            if len(stream.shares) != len(self.phases):
+                raise UserError(
+                    f"data.streams: '{stream.name or stream.order}' has {len(stream.shares)} shares for "
+                    f"{len(self.phases)} phases: give it one for each"
+                )
+            if min(stream.shares) < 0 or not any(stream.shares):
+                raise UserError(f"data.streams: the share of '{stream.name or stream.order}' is not positive: mend it")
+        if any(sum(shares) != 1 for shares in zip(*(stream.shares for stream in self.streams), strict=True)):
+            raise UserError("data.streams: their shares do not sum to 1 in each phase: mend them")
 
     def components(self) -> tuple[list[Component], list[Fraction]]:
-        return [stream.component() for stream in self.streams], [Fraction(1)]
+        return [stream.component() for stream in self.streams], self.phases
 
     def markers(self, stores: StoreSet) -> tuple[list[int], list[int], list[int]]:
         if all(stream.order != "latent_thoughts" for stream in self.streams):

@@ -59,3 +59,13 @@ def test_what_cannot_be_shown_ends_in_one_line(
     assert run("inspect", *arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("megalit: error:")
+
+
+def test_every_stream_of_the_shipped_configurations_can_be_planned(
+    run: Run, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configurations = sorted((Path(__file__).parents[2] / "configs" / "stream").glob("*.yaml"))
+    assert len(configurations) >= 5
+    for path in configurations:
+        assert run("inspect", small, "--config", path) == 0, path
+        assert "40 steps" in capsys.readouterr().out

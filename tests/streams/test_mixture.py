@@ -114,6 +114,17 @@ def test_phases_follow_each_other(data_set: DataSet) -> None:
     assert counts == [{0: 4}] * 20 + [{0: 2, 1: 2}] * 10 + [{1: 4}] * 10
 
 
+def test_a_mixture_of_any_streams_changes_from_phase_to_phase(data_set: DataSet) -> None:
+    parts = [
+        MixedStream("real", [0.5, 0.25, 0.0]),
+        MixedStream("stitched", [0.0, 0.5, 0.75], generations=2),
+        MixedStream("simple", [0.5, 0.25, 0.25], generations=1),
+    ]
+    data = MixtureStream(parts, [0.5, 0.25, 0.25], stores=str(data_set.folder), total_tokens=16 * 4 * 40, **SMALL)
+    counts = [Counter(batch["provenance"][:, 1].tolist()) for batch in batches(data)]
+    assert counts == [{0: 2, 2: 2}] * 20 + [{0: 1, 1: 2, 2: 1}] * 10 + [{1: 3, 2: 1}] * 10
+
+
 def test_real_epochs_with_phases_count_the_real_share(data_set: DataSet) -> None:
     """real windows * epochs / sum of s_i (1 - f_i)."""
     phases = (Phase(0.5, 0.5), Phase(0.5, 0.75))
@@ -234,8 +245,12 @@ def test_mixtures_that_cannot_work_are_named(data_set: DataSet) -> None:
     folder = str(data_set.folder)
     with pytest.raises(UserError, match="are not unique"):
         MixtureStream([MixedStream("real", 0.5), MixedStream("real", 0.5)], stores=folder, total_tokens=64)
-    with pytest.raises(UserError, match="sum of 1"):
+    with pytest.raises(UserError, match="sum to 1"):
         MixtureStream([MixedStream("real", 0.5), MixedStream("simple", 0.4)], stores=folder, total_tokens=64)
+    with pytest.raises(UserError, match="'real' has 1 shares for 2 phases"):
+        MixtureStream([MixedStream("real", 1.0)], [0.5, 0.5], stores=folder, total_tokens=64)
+    with pytest.raises(UserError, match="share of 'simple' is not positive"):
+        MixtureStream([MixedStream("real", 1.0), MixedStream("simple", 0.0)], stores=folder, total_tokens=64)
     with pytest.raises(UserError, match="no real stream is in the mixture"):
         _ = MixtureStream([MixedStream("simple", 1.0)], stores=folder, real_epochs=1).plan
 
