@@ -25,6 +25,7 @@ from megalit.streams.inspection import (
     window_of_sample,
 )
 from megalit.streams.mixture import Mixture
+from megalit.streams.remote import is_remote, local_stores
 from megalit.streams.store import TokenStore, exists, open_stores
 
 # Windows drawn by --plot.
@@ -34,7 +35,7 @@ _SHOWN_WINDOWS = 16
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit inspect STORE`` or ``megalit inspect CONFIG``."""
     target = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if target is not None and not Path(target).exists():
+    if target is not None and not is_remote(target) and not Path(target).exists():
         raise UserError(f"{target} does not exist: name a store, a folder of stores or a configuration")
     try:
         if target is not None and Path(target).is_file():
@@ -57,12 +58,12 @@ def _inspect_stores(arguments: Sequence[str]) -> None:
         "configuration, --window N, --plot FILE and every setting of `megalit fit` are known too.",
         exit_on_error=False,
     )
-    parser.add_argument("target", type=str, help="A store, a folder of stores, or a configuration (YAML).")
+    parser.add_argument("target", type=str, help="A store, a folder of stores or its URL, or a configuration (YAML).")
     parser.add_argument("--verify", type=bool, default=False, help="Read every token and compare with the manifest.")
     parser.add_argument("--config", type=str, help="A configuration; the same as naming it as target.")
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration.")
     settings = parser.parse_args(list(arguments))
-    folder = Path(settings.target)
+    folder = local_stores(settings.target)
     found = [TokenStore(folder)] if exists(folder) else list(open_stores(folder).all)
     for store in found:
         print("\n".join(store_lines(store)))
@@ -100,7 +101,7 @@ def _inspect_configuration(arguments: Sequence[str]) -> None:
         raise UserError(one_line(error)) from error
     cli.prepare_data(cli.config_init)
     mixture: Mixture = cli.datamodule.mixture
-    for store in open_stores(Path(mixture.settings.stores)).all:
+    for store in mixture.stores.all:
         print("\n".join(store_lines(store)))
         if cli.config_init.verify:
             verify(store.folder)
@@ -114,8 +115,8 @@ def _inspect_configuration(arguments: Sequence[str]) -> None:
 
 
 def _print_window(mixture: Mixture, sample: int) -> None:
-    tokenizer_folder = Path(mixture.settings.stores) / "tokenizer"
-    tokenizer = Tokenizer(str(tokenizer_folder)) if tokenizer_folder.exists() else None
+    folder = mixture.stores.tokenizer
+    tokenizer = Tokenizer(str(folder)) if folder is not None else None
     stream, epoch, window, found = window_of_sample(mixture, sample)
     print(f"\nsample {sample} of the run: window {window} of epoch {epoch} of {stream}")
     for piece in found:

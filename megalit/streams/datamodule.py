@@ -46,7 +46,8 @@ class StreamDataModule(lightning.LightningDataModule):
     """What all streams share: stores, windows, schedule, loaders, resume.
 
     Args:
-        stores: folder of the token stores (default: those that ``prepare`` builds).
+        stores: folder of the token stores, or its URL (``s3://``, ``gs://``), staged to ``$MEGALIT_CACHE`` first
+            (default: those that ``prepare`` builds).
         context_length: tokens in a window.
         global_batch: windows per optimizer step, over all devices.
         global_batch_tokens: the same in tokens, so that context lengths can be compared at equal batch; it

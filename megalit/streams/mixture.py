@@ -20,6 +20,7 @@ from megalit.streams.pieces import BOS, EOS, Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan, StreamPlan
 from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.related import related_order
+from megalit.streams.remote import local_stores
 from megalit.streams.schedule import BlockSchedule, Mixing, PhasedSchedule, Schedule
 from megalit.streams.store import StoreSet, open_stores
 from megalit.streams.stream import EpochOrder, Stream
@@ -115,6 +116,11 @@ class Mixture:
         self.schedule = self._schedule(components, phases, steps)
         self.plan = self._plan(components, phases, steps, real_tokens)
 
+    @property
+    def stores(self) -> StoreSet:
+        """The mixture's own stores."""
+        return self._opened[self.settings.stores].stores
+
     def windows_seen(self, steps: int) -> dict[str, int]:
         """Windows of each stream in the first ``steps`` steps."""
         counts = self.schedule.counts(steps * self.settings.global_batch)
@@ -129,7 +135,7 @@ class Mixture:
 
     def _open(self, folder: str) -> "_Opened":
         if folder not in self._opened:
-            stores = open_stores(Path(folder))
+            stores = open_stores(local_stores(folder))
             start, end, separator = self._markers(stores)
             manifest = stores.real.manifest
             literals = Literals(manifest.bos, manifest.eos, tuple(start), tuple(end), tuple(separator))
