@@ -6,6 +6,7 @@ overlap of word 13-grams (GPT-3, arXiv 2005.14165, appendix C).
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -17,9 +18,10 @@ Action = Literal["report", "drop", "stop"]
 
 Hashes = npt.NDArray[np.uint64]
 
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_POWERS = np.multiply.accumulate(np.full(64, 0xD6E8FEB86659FD93, dtype=np.uint64))
+_MULTIPLIER = 0x9E3779B97F4A7C15
 _IN_WORD = np.array([byte >= 128 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
+# Bytes hashed at a time; sequences across the edge of two such parts are not looked at.
+_PART = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,20 @@ class ContaminationGuard:
         self.settings = settings
         hashes = [_sequences(text, settings.words) for text in validation] if settings.words else []
         self._known = np.unique(np.concatenate(hashes)) if hashes else np.empty(0, dtype=np.uint64)
+        # Most sequences are in no validation text: a table by the leading bits tells so without a search.
+        bits = min(30, max(16, (16 * len(self._known)).bit_length()))
+        self._shift = np.uint64(64 - bits)
+        self._possible = np.zeros(1 << bits, dtype=bool)
+        self._possible[self._known >> self._shift] = True
 
     def share(self, text: str) -> float:
         """Share of a text's word sequences that occur in the validation set."""
         found = _sequences(text, self.settings.words) if len(self._known) else self._known
         if not len(found):
             return 0.0
-        place = np.minimum(np.searchsorted(self._known, found), len(self._known) - 1)
-        return float((self._known[place] == found).mean())
+        candidates = found[self._possible[found >> self._shift]]
+        place = np.minimum(np.searchsorted(self._known, candidates), len(self._known) - 1)
+        return float((self._known[place] == candidates).sum() / len(found))
 
     def filter(self, batches: Iterator[list[dict[str, Any]]], report: Contamination) -> Iterator[list[dict[str, Any]]]:
         """Pass rows with a ``text`` on, counting into ``report``; leave out what is to be dropped.
@@ -118,18 +126,33 @@ def _sequences(text: str, words: int) -> Hashes:
     A word is a run of letters, digits and underscores, in lower case; letters beyond ASCII count by their bytes.
     """
     data = np.frombuffer(text.lower().encode(), dtype=np.uint8)
+    parts = [_part_sequences(data[begin : begin + _PART], words) for begin in range(0, len(data), _PART)]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+
+def _part_sequences(data: npt.NDArray[np.uint8], words: int) -> Hashes:
     inside = _IN_WORD[data]
-    letters = data[inside].astype(np.uint64)
-    starts = np.flatnonzero((inside & ~np.concatenate([[False], inside[:-1]]))[inside])
-    if len(starts) < words or not words:
+    # Words and the one byte behind each: the gap counts, what stands in it does not.
+    keep = inside.copy()
+    keep[1:] |= inside[:-1]
+    data, inside = data[keep], inside[keep]
+    starts = np.flatnonzero(inside & ~np.concatenate([[False], inside[:-1]]))
+    if len(starts) < words:
         return np.empty(0, dtype=np.uint64)
-    lengths = np.diff(np.append(starts, len(letters)))
-    place = np.minimum(np.arange(len(letters)) - np.repeat(starts, lengths), len(_POWERS) - 1)
-    base = np.add.reduceat((letters + np.uint64(1)) * _POWERS[place], starts)
-    base ^= base >> np.uint64(29)
-    base *= _MULTIPLIER
-    # A polynomial hash over a sliding window of words, modulo 2^64.
-    total: Hashes = np.zeros(len(base) - words + 1, dtype=np.uint64)
-    for offset in range(words):
-        total = total * _MULTIPLIER + base[offset : offset + len(total)]
-    return total
+    # A polynomial hash modulo 2^64 of any range of bytes is a difference of prefix sums, moved to the origin.
+    values, powers, inverse_powers = _hash_tables()
+    sums = np.zeros(len(data) + 1, dtype=np.uint64)
+    np.cumsum(values[data] * powers[: len(data)], out=sums[1:])
+    ends = np.append(starts[words:], len(data))
+    starts = starts[: len(ends)]
+    hashes: Hashes = (sums[ends] - sums[starts]) * inverse_powers[starts]
+    return hashes
+
+
+@cache
+def _hash_tables() -> tuple[Hashes, Hashes, Hashes]:
+    """A random value of each byte (0 outside words), and powers of an odd number and of its inverse modulo 2^64."""
+    values = np.random.default_rng(13).integers(1, 2**64, size=256, dtype=np.uint64)
+    base = np.array([_MULTIPLIER, pow(_MULTIPLIER, -1, 2**64)], dtype=np.uint64)
+    powers = np.multiply.accumulate(np.repeat(base[:, None], _PART, axis=1), axis=1)
+    return np.where(_IN_WORD, values, np.uint64(0)), powers[0], powers[1]

@@ -5,7 +5,6 @@ that spells out ``<|eos|>`` is encoded as those characters. So a tokenizer whose
 adds BOS cannot lead to two.
 """
 
-import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +90,8 @@ class Tokenizer:
         self._backend = backend
         self._backend.no_padding()
         self._backend.no_truncation()
+        # Special tokens that are spelled out in a text are plain text.
+        self._backend.encode_special_tokens = True
         self.eos = int(loaded.eos_token_id)
         self.bos = int(loaded.bos_token_id) if loaded.bos_token_id is not None else self.eos
         vocabulary = backend.get_vocab(with_added_tokens=True)
@@ -107,8 +108,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         """Encode texts to ids, without BOS and EOS, on all cores."""
-        with self._text_only():
-            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def token_offsets(self, text: str, characters: Sequence[int]) -> list[int]:
@@ -116,24 +116,16 @@ class Tokenizer:
 
         An offset inside a token moves behind that token, so that no token is cut.
         """
-        with self._text_only():
-            encoding = self._backend.encode(text, add_special_tokens=False)
+        encoding = self._backend.encode(text, add_special_tokens=False)
         starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
         return [int(position) for position in np.searchsorted(starts, characters, side="left")]
 
     def encode_marker(self, marker: str) -> Tokens:
         """Encode a marker such as ``<think>``: one special token where the vocabulary has it."""
-        return np.array(self._backend.encode(marker, add_special_tokens=False).ids, dtype=np.int32)
+        # A copy, because the setting is the tokenizer's and another thread may be encoding text.
+        backend = type(self._backend).from_str(self._backend.to_str())
+        return np.array(backend.encode(marker, add_special_tokens=False).ids, dtype=np.int32)
 
     def decode(self, tokens: Sequence[int] | Tokens) -> str:
         """The text of the tokens, special ones included."""
         return str(self._backend.decode([int(token) for token in tokens], skip_special_tokens=False))
-
-    @contextlib.contextmanager
-    def _text_only(self) -> Any:
-        """Within this block special tokens that are spelled out in a text are plain text."""
-        self._backend.encode_special_tokens = True
-        try:
-            yield
-        finally:
-            self._backend.encode_special_tokens = False

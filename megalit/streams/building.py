@@ -9,10 +9,11 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,11 +21,13 @@ from litdata.streaming.writer import BinaryWriter
 
 from megalit.corpus.contamination import Contamination, ContaminationGuard, GuardSettings
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus, TableWriter
-from megalit.corpus.tokenizers import Tokenizer
+from megalit.corpus.tokenizers import Tokenizer, Tokens
 from megalit.errors import UserError
 from megalit.files import new_folder, write_json
 from megalit.streams import store as stores
 from megalit.streams.store import ITEMS, Kind, Manifest, TokenStore
+
+T = TypeVar("T")
 
 CHUNK_BYTES = 64 * 1024 * 1024
 Rows = Iterator[list[dict[str, Any]]]
@@ -80,8 +83,8 @@ def build_store(
         writer = _chunk_writer(temporary)
         with TableWriter(temporary / "items.parquet", ITEMS) as table, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="An item was larger than the target chunk size")
-            for batch in rows:
-                for row, encoded in zip(batch, tokenizer.encode_batch([row["text"] for row in batch]), strict=True):
+            for batch, encodings in _ahead(_encoded(_ahead(rows), tokenizer)):
+                for row, encoded in zip(batch, encodings, strict=True):
                     data = encoded.astype(dtype)
                     writer.add_item(table.rows, data)
                     digest.update(data.tobytes())
@@ -131,6 +134,20 @@ def verify(folder: Path) -> None:
     manifest = store.manifest
     if (len(counts), int(counts.sum()), digest.hexdigest()) != (manifest.items, manifest.tokens, manifest.content_hash):
         raise UserError(f"{folder} does not hold what its manifest says: build the store again")
+
+
+def _encoded(batches: Rows, tokenizer: Tokenizer) -> Iterator[tuple[list[dict[str, Any]], list[Tokens]]]:
+    for batch in batches:
+        yield batch, tokenizer.encode_batch([row["text"] for row in batch])
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """Compute the next item in a thread while this one is used: reading, encoding and writing overlap."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 def _file_hash(path: Path) -> str:
