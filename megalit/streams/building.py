@@ -118,7 +118,7 @@ def build_store(
 
 
 def verify(folder: Path) -> None:
-    """Read a store back and compare chunks, items, tokens and content hash with its manifest.
+    """Read a store back and compare chunks, items, tokens, their largest id and content hash with its manifest.
 
     Raises:
         UserError: they differ; the message names the chunk, or the store.
@@ -132,6 +132,12 @@ def verify(folder: Path) -> None:
     for item, count in enumerate(counts):
         digest.update(store.read(item, 0, count).tobytes())
     manifest = store.manifest
+    largest = max((int(buffer.max()) for buffer in store.buffers if len(buffer)), default=0)
+    if largest >= manifest.vocabulary_size:
+        raise UserError(
+            f"{folder} holds the token {largest}, and its vocabulary has {manifest.vocabulary_size}: "
+            "build the store again"
+        )
     if (len(counts), int(counts.sum()), digest.hexdigest()) != (manifest.items, manifest.tokens, manifest.content_hash):
         raise UserError(f"{folder} does not hold what its manifest says: build the store again")
 

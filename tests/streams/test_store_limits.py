@@ -1,0 +1,107 @@
+"""Stores at the edges of what a corpus can hold, and builds that are killed or run at the same time."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from data_sets import DataSet, make_rows, write_jsonl
+from running import start
+
+from megalit.corpus.build import CorpusSettings, build_corpus
+from megalit.errors import UserError
+from megalit.files import read_json, write_json
+from megalit.streams import RealStream
+from megalit.streams.building import build_store, verify
+from megalit.streams.store import TokenStore, open_stores
+
+
+def rows(*texts: str) -> Iterator[list[dict[str, Any]]]:
+    yield [{"document_id": str(n), "content_hash": str(n), "text": text} for n, text in enumerate(texts)]
+
+
+def test_documents_without_tokens_take_no_room(data_set: DataSet, tmp_path: Path) -> None:
+    texts = ["", "abc", "", "", "def", ""]
+    build_store(tmp_path / "s", "real", rows(*texts), data_set.tokenizer, {})
+    store = TokenStore(tmp_path / "s")
+    counts = store.items(["tokens"]).column(0).to_pylist()
+    assert [data_set.tokenizer.decode(store.read(item, 0, count)) for item, count in enumerate(counts)] == texts
+    data = RealStream(stores=str(tmp_path), context_length=4, global_batch=1, real_epochs=1)
+    (batch, *_) = data.train_dataloader()
+    assert batch["tokens"].shape == (1, 4)
+    # BOS and EOS of each document, and the tokens of two.
+    assert data.plan.unique_real_tokens == 2 * len(texts) + sum(counts)
+
+
+def test_a_document_of_ten_million_tokens(data_set: DataSet, tmp_path: Path) -> None:
+    """It is larger than a chunk; its windows are those of any other document."""
+    # The vocabulary has no token for two of these characters, so each is one.
+    text = "\x01\x02" * 5_000_000
+    build_store(tmp_path / "s", "real", rows("abc", text, "def"), data_set.tokenizer, {})
+    verify(tmp_path / "s")
+    store = TokenStore(tmp_path / "s")
+    counts = store.items(["tokens"]).column(0).to_pylist()
+    assert counts[1] == 10_000_000
+    assert data_set.tokenizer.decode(store.read(1, 9_999_998, 10_000_000)) == "\x01\x02"
+    settings: dict[str, Any] = {"context_length": 4096, "global_batch": 64, "epoch_order": "sequential"}
+    data = RealStream(stores=str(tmp_path), real_epochs=1, **settings)
+    assert data.plan.streams[0].windows_per_epoch == -(-(sum(counts) + 5) // 4096)
+    seen = np.concatenate([batch["tokens"].ravel() for batch in data.train_dataloader()])
+    ids, count = np.unique(seen[: sum(counts) + 6], return_counts=True)
+    pair = data_set.tokenizer.encode_batch(["\x01\x02"])[0].tolist()
+    assert [dict(zip(ids.tolist(), count.tolist(), strict=True))[token] for token in pair] == [5_000_000] * 2
+
+
+def test_token_ids_beyond_the_vocabulary_are_found(data_set: DataSet, tmp_path: Path) -> None:
+    build_store(tmp_path / "s", "real", rows("abc def", "ghi"), data_set.tokenizer, {})
+    manifest = read_json(tmp_path / "s" / "manifest.json")
+    write_json(tmp_path / "s" / "manifest.json", {**manifest, "vocabulary_size": 60})
+    with pytest.raises(UserError, match=r"holds the token \d+, and its vocabulary has 60: build the store again"):
+        verify(tmp_path / "s")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = write_jsonl(tmp_path / "d.jsonl", make_rows(4000))
+    build_corpus(CorpusSettings([str(path)], 0.1), tmp_path / "corpus")
+    return tmp_path
+
+
+def tokenize(folder: Path, output: str) -> "subprocess.Popen[str]":
+    arguments = ["tokenize", "--corpus", "corpus", "--output", output, "--tokenizer.vocabulary_size", "300"]
+    return start(*arguments, folder=folder)
+
+
+def test_builds_that_are_killed_or_run_at_once_end_with_one_whole_store(corpus: Path) -> None:
+    victim = tokenize(corpus, "stores")
+    stores = corpus / "stores"
+    deadline = time.monotonic() + 120
+    # It is killed while the second store is written: the first is whole, of the second there is nothing.
+    while not list(stores.glob(".validation.building-*")) + list(stores.glob(".generations.building-*")):
+        assert victim.poll() is None, victim.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    finished = open_stores(stores)
+    verify(finished.real.folder)
+    assert not finished.generations
+    before = os.stat(finished.real.folder / "manifest.json").st_ino
+
+    processes = [tokenize(corpus, "stores") for _ in range(2)]
+    for process in processes:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    assert not list(stores.glob(".*.building-*"))
+    assert os.stat(finished.real.folder / "manifest.json").st_ino == before
+    built = open_stores(stores)
+    for store in built.all:
+        verify(store.folder)
+    table = pq.read_table(corpus / "corpus" / "generations.parquet", columns=["split"])
+    assert built.generations[0].manifest.items == table["split"].to_pylist().count("train")
