@@ -1,6 +1,5 @@
 """Stores at the edges of what a corpus can hold, and builds that are killed or run at the same time."""
 
-import os
 import signal
 import subprocess
 import time
@@ -92,14 +91,14 @@ def test_builds_that_are_killed_or_run_at_once_end_with_one_whole_store(corpus: 
     finished = open_stores(stores)
     verify(finished.real.folder)
     assert not finished.generations
-    before = os.stat(finished.real.folder / "manifest.json").st_ino
+    before = (finished.real.folder / "manifest.json").stat().st_ino
 
     processes = [tokenize(corpus, "stores") for _ in range(2)]
     for process in processes:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     assert not list(stores.glob(".*.building-*"))
-    assert os.stat(finished.real.folder / "manifest.json").st_ino == before
+    assert (finished.real.folder / "manifest.json").stat().st_ino == before
     built = open_stores(stores)
     for store in built.all:
         verify(store.folder)
