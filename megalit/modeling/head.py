@@ -1,25 +1,29 @@
 """The output head and the terms of the loss.
 
-A term takes (hidden states, head weight, targets) and returns a sum over valid targets. The loss
-is the sum of the terms over the number of valid targets in the global batch, so neither the number
-of devices nor the micro-batch changes it.
+A term is a function of a chunk of logits and of what belongs to its positions; it returns a sum over the
+valid targets. The loss is the sum of the terms over the number of valid targets in the global batch, so
+neither the number of devices nor the micro-batch changes it.
 
-Logits are made for a chunk of positions at a time and made again in the backward pass, so those of
-a large vocabulary are never whole in memory.
+Logits are made for a chunk of positions at a time, once, and shared by all terms; the gradients with respect to
+hidden states and weight are computed beside them (as in Liger Kernel, arXiv 2410.10989, section 3), so those of a
+large vocabulary are never whole in memory and never made twice.
+
+Shape suffixes: N positions of a micro-batch, V vocabulary, D hidden size.
 """
 
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
 IGNORED = -100
 
-# Up to this many logits are kept for the backward pass: below it, making them twice costs more
-# than it saves.
-CHUNK_LOGITS = 2**26
+# Logits of one chunk: large enough for full speed, small beside what a large vocabulary would take whole.
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**29}
+
+Rows = Mapping[str, Tensor]
 
 
 class LossTerm(Protocol):
@@ -28,8 +32,11 @@ class LossTerm(Protocol):
     @property
     def name(self) -> str: ...
 
-    def __call__(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        """The term's sum over the valid targets: a float32 scalar."""
+    def __call__(self, logits_NV: Tensor, rows: Rows) -> Tensor:
+        """The term's sum over the valid targets of a chunk: a float32 scalar.
+
+        ``rows`` holds what belongs to the chunk's positions, ``(N, ...)`` each: ``targets`` always.
+        """
         ...
 
 
@@ -38,29 +45,106 @@ class CrossEntropy:
 
     name = "cross_entropy"
 
-    def __call__(self, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        return _chunked(_cross_entropy_sum, hidden_ND, weight_VD, targets_N).sum()
+    def __call__(self, logits_NV: Tensor, rows: Rows) -> Tensor:
+        return F.cross_entropy(logits_NV.float(), rows["targets"], ignore_index=IGNORED, reduction="sum")
 
 
-def token_losses(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Negative log-likelihood of each target, ``(N,)`` float32; 0 where the target is ignored."""
-    return _chunked(_cross_entropy_each, hidden_ND, weight_VD, targets_N)
+class ZLoss:
+    """Keeps the softmax's normalizer near 1: ``weight`` times the square of its logarithm (PaLM, arXiv 2204.02311)."""
+
+    name = "z_loss"
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, logits_NV: Tensor, rows: Rows) -> Tensor:
+        squares = logits_NV.float().logsumexp(dim=-1).square()
+        return self.weight * squares.masked_fill(rows["targets"] == IGNORED, 0.0).sum()
 
 
-def _cross_entropy_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    return _cross_entropy_each(hidden_ND, weight_VD, targets_N).sum().reshape(1)
+class Head(nn.Linear):
+    """The projection to the vocabulary.
+
+    It is called with the terms of a loss, so that what gathers the weight of a sharded module runs around it.
+    """
+
+    def __init__(self, hidden_size: int, vocabulary_size: int) -> None:
+        super().__init__(hidden_size, vocabulary_size, bias=False)
+        # Set to a compiled version of ``_evaluate`` where blocks are compiled.
+        self.evaluate: Callable[[Sequence[LossTerm], Tensor, Rows], Tensor] = _evaluate
+
+    def forward(self, hidden_ND: Tensor, rows: Rows | None = None, terms: Sequence[LossTerm] | None = None) -> Tensor:
+        """Logits; with ``rows`` the negative log-likelihood of each target; with ``terms`` the sum of each term.
+
+        Shapes: ``(..., V)``; ``(N,)`` float32, 0 where the target is ignored; ``(terms,)`` float32.
+        """
+        if rows is None:
+            return F.linear(hidden_ND, self.weight)
+        hidden_ND, weight_VD = _cast(hidden_ND), _cast(self.weight)
+        if terms is None:
+            return _token_losses(hidden_ND, weight_VD, rows)
+        sums: Tensor = _TermSums.apply(hidden_ND, weight_VD, rows, terms, self.evaluate)
+        return sums
 
 
-def _cross_entropy_each(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    logits_NV = F.linear(hidden_ND, weight_VD).float()
-    return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="none")
+def _cast(tensor: Tensor) -> Tensor:
+    """As autocast would, once instead of in each chunk."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
-def _chunked(function: object, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    rows = max(1, CHUNK_LOGITS // weight_VD.shape[0])
-    if len(hidden_ND) <= rows:
-        return function(hidden_ND, weight_VD, targets_N)  # type: ignore[operator]
-    pieces = zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
-    return torch.cat(
-        [checkpoint(function, hidden, weight_VD, targets, use_reentrant=False) for hidden, targets in pieces]
-    )
+def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows: Rows) -> Iterator[tuple[slice, Tensor, Rows]]:
+    size = CHUNK_LOGITS.get(hidden_ND.device.type, CHUNK_LOGITS["cpu"])
+    positions = max(1, size // len(weight_VD))
+    for first in range(0, len(hidden_ND), positions):
+        part = slice(first, first + positions)
+        yield part, hidden_ND[part] @ weight_VD.T, {name: value[part] for name, value in rows.items()}
+
+
+def _evaluate(terms: Sequence[LossTerm], logits_NV: Tensor, rows: Rows) -> Tensor:
+    return torch.stack([term(logits_NV, rows) for term in terms])
+
+
+def _token_losses(hidden_ND: Tensor, weight_VD: Tensor, rows: Rows) -> Tensor:
+    losses = []
+    with torch.no_grad():
+        for _, logits, part in _chunks(hidden_ND, weight_VD, rows):
+            losses.append(F.cross_entropy(logits.float(), part["targets"], ignore_index=IGNORED, reduction="none"))
+    return torch.cat(losses)
+
+
+class _TermSums(torch.autograd.Function):
+    """Sums of the terms, ``(terms,)``, with the gradient of their total computed beside them.
+
+    The caller adds the sums up: each has the same upstream gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, rows: Rows, terms: Any, evaluate: Any) -> Tensor:
+        total = torch.zeros(len(terms), device=hidden_ND.device)
+        needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad_hidden = torch.empty_like(hidden_ND) if needed else None
+        # Many chunks are summed, so the sum is kept in float32; a single one needs no sum.
+        grad_weight: Tensor | None = None
+        for part, logits, chunk in _chunks(hidden_ND, weight_VD, rows):
+            if not needed:
+                total += evaluate(terms, logits, chunk)
+                continue
+            with torch.enable_grad():
+                sums = evaluate(terms, logits.requires_grad_(), chunk)
+                (grad_logits,) = torch.autograd.grad(sums.sum(), logits)
+            total += sums.detach()
+            assert grad_hidden is not None
+            torch.mm(grad_logits, weight_VD, out=grad_hidden[part])
+            of_chunk = grad_logits.T @ hidden_ND[part]
+            grad_weight = of_chunk.float() if grad_weight is None else grad_weight.add_(of_chunk)
+        if needed:
+            assert grad_weight is not None
+            ctx.save_for_backward(grad_hidden, grad_weight.to(weight_VD.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scale = upstream[0][0]
+        return grad_hidden * scale, grad_weight * scale, None, None, None

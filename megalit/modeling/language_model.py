@@ -1,4 +1,4 @@
-"""The LightningModule: one Lightning batch is one optimizer step.
+"""The LightningModule that trains: one Lightning batch is one optimizer step.
 
 Optimization is manual: accumulation over micro-batches happens inside ``training_step``, so a
 checkpoint or a preemption never falls between micro-batches and resuming does not depend on them.
@@ -7,48 +7,51 @@ checkpoint or a preemption never falls between micro-batches and resuming does n
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
-import lightning
 import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from megalit.errors import UserError
-from megalit.modeling.head import IGNORED, CrossEntropy, LossTerm, token_losses
-from megalit.modeling.optimizers import ScheduleName, adamw, learning_rate_factor
-from megalit.modeling.shapes import Shape, shape_of
-from megalit.modeling.transformer import Transformer
+from megalit.modeling import hugging_face, sharding
+from megalit.modeling.attention import Backend
+from megalit.modeling.decoder import Decoder, TrainingPlan
+from megalit.modeling.head import IGNORED, CrossEntropy, LossTerm, ZLoss
+from megalit.modeling.micro_batch import find_micro_batch
+from megalit.modeling.optimizers import OptimizerSettings, Schedule, make_optimizer
+from megalit.modeling.shapes import Shape
+from megalit.modeling.transformer import Regularization
 
 
-class TrainingPlan(Protocol):
-    """What the model asks of the data module's ``plan``."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def vocabulary_size(self) -> int: ...
-    @property
-    def context_length(self) -> int: ...
-
-
-class LanguageModel(lightning.LightningModule):
-    """A Llama trained with AdamW; the defaults are the megadocs paper's (arXiv 2603.18534).
+class LanguageModel(Decoder):
+    """A Llama and its training; the defaults are the megadocs paper's (arXiv 2603.18534).
 
     Args:
         shape: a name (see :data:`megalit.modeling.shapes.SHAPES`) or sizes.
         vocabulary_size: rows of the embedding (default: what the data needs).
+        weights: folder in the Hugging Face format to start from, such as ``megalit export`` writes; its shape
+            takes the place of ``shape``.
         learning_rate: peak learning rate.
-        weight_decay: AdamW's decay of matrices, multiplied by the learning rate.
-        betas: AdamW's averaging coefficients.
-        eps: AdamW's epsilon.
-        warmup_fraction: share of the run's steps with rising learning rate.
-        schedule: what follows: cosine to 0, linear to 0, or constant.
+        weight_decay: decay of matrices, multiplied by the learning rate.
+        final_weight_decay: the decay at the end of the run, reached linearly (default: as at the start).
+        schedule: how the learning rate changes over the run, whose length comes from the data.
+        optimizer: the rule of the steps.
         gradient_clip: largest norm of the gradient; null leaves it as it is.
-        micro_batch: windows per forward pass on each device (default: all of its share); it changes
-            memory and speed, not the result.
+        z_loss: weight of the term that keeps the softmax's normalizer near 1.
+        regularization: dropout and stochastic depth.
+        micro_batch: windows per forward pass on each device (default: all of its share); ``auto`` finds the most
+            that fit on a GPU. It changes memory and speed, not the result.
+        attention: kernel: ``auto``, ``sdpa``, ``flash2``, ``flash3``, ``flash4`` or ``flex``.
+        cross_document_attention: attend over the whole window, across documents and megadocs; false masks
+            attention by document.
+        compile: compile each block and the loss with torch.compile.
+        gradient_checkpointing: keep only each layer's input and compute the rest again: less memory, slower.
+        nonfinite: what happens at a loss or gradient that is not finite: ``stop`` the run, whose last checkpoint
+            stays, or ``skip`` the step.
         init_std: standard deviation of the initial weights.
-        seed: fixes the initial weights (default: ``seed_everything``).
+        bos: token that a document begins with (default: what the data says).
+        seed: fixes initial weights and dropout (default: ``seed_everything``).
 
     Raises:
         UserError: a setting that cannot work, or a vocabulary smaller than the data's.
@@ -58,34 +61,50 @@ class LanguageModel(lightning.LightningModule):
         self,
         shape: str | Shape = "300m",
         vocabulary_size: int | None = None,
+        weights: str | None = None,
         learning_rate: float = 3e-3,
         weight_decay: float = 0.8,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        warmup_fraction: float = 0.01,
-        schedule: ScheduleName = "cosine",
+        final_weight_decay: float | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008 (frozen)
         gradient_clip: float | None = 1.0,
-        micro_batch: int | None = None,
+        z_loss: float = 0.0,
+        regularization: Regularization = Regularization(),  # noqa: B008 (frozen)
+        micro_batch: int | Literal["auto"] | None = None,
+        attention: Backend = "auto",
+        cross_document_attention: bool = True,
+        compile: bool = False,
+        gradient_checkpointing: bool = False,
+        nonfinite: Literal["stop", "skip"] = "stop",
         init_std: float = 0.02,
+        bos: int | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__()
+        # A checkpoint brings the settings as plain values.
+        schedule = Schedule(**schedule) if isinstance(schedule, dict) else schedule
+        optimizer = OptimizerSettings(**optimizer) if isinstance(optimizer, dict) else optimizer
+        regularization = Regularization(**regularization) if isinstance(regularization, dict) else regularization
+        if weights is not None:
+            shape = hugging_face.read_shape(Path(weights))
+        super().__init__(
+            shape, vocabulary_size, init_std, seed, attention, cross_document_attention, bos, regularization
+        )
         self.automatic_optimization = False
-        self.shape = Shape(**shape) if isinstance(shape, dict) else shape_of(shape)
-        self.vocabulary_size = vocabulary_size
+        self.weights = weights
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.betas = betas
-        self.eps = eps
-        self.warmup_fraction = warmup_fraction
-        self.schedule: ScheduleName = schedule
+        self.final_weight_decay = weight_decay if final_weight_decay is None else final_weight_decay
+        self.schedule = schedule
+        self.optimizer_settings = optimizer
         self.gradient_clip = gradient_clip
         self.micro_batch = micro_batch
-        self.init_std = init_std
-        self.seed = seed
+        self.compile_blocks = compile
+        self.gradient_checkpointing = gradient_checkpointing
+        self.nonfinite = nonfinite
         self.terms: list[LossTerm] = [CrossEntropy()]
-        self._validation: list[MeanMetric] = []
-        self._check_settings()
+        if z_loss:
+            self.terms.append(ZLoss(z_loss))
+        self._check_settings(z_loss)
         # Plain types only: checkpoints are read with torch's weights_only.
         self.save_hyperparameters(
             {
@@ -93,123 +112,112 @@ class LanguageModel(lightning.LightningModule):
                 "vocabulary_size": vocabulary_size,
                 "learning_rate": learning_rate,
                 "weight_decay": weight_decay,
-                "betas": list(betas),
-                "eps": eps,
-                "warmup_fraction": warmup_fraction,
-                "schedule": schedule,
+                "final_weight_decay": final_weight_decay,
+                "schedule": asdict(schedule),
+                "optimizer": {**asdict(optimizer), "betas": list(optimizer.betas)},
                 "gradient_clip": gradient_clip,
-                "micro_batch": micro_batch,
+                "z_loss": z_loss,
+                "regularization": asdict(regularization),
+                "cross_document_attention": cross_document_attention,
                 "init_std": init_std,
+                "bos": bos,
                 "seed": seed,
             }
         )
 
-    def _check_settings(self) -> None:
-        for name in ("learning_rate", "eps", "init_std"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"model.{name} is {getattr(self, name)}: choose a positive value")
-        if self.weight_decay < 0:
-            raise UserError(f"model.weight_decay is {self.weight_decay}: choose 0 or more")
-        if not 0 <= self.warmup_fraction <= 1:
-            raise UserError(f"model.warmup_fraction is {self.warmup_fraction}: choose a value in [0, 1]")
-        if self.micro_batch is not None and self.micro_batch < 1:
+    def _check_settings(self, z_loss: float) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"model.learning_rate is {self.learning_rate}: choose a positive value")
+        for name, value in (
+            ("weight_decay", self.weight_decay),
+            ("final_weight_decay", self.final_weight_decay),
+            ("z_loss", z_loss),
+        ):
+            if value < 0:
+                raise UserError(f"model.{name} is {value}: choose 0 or more")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise UserError(f"model.micro_batch is {self.micro_batch}: choose at least 1")
 
     # Building --------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Build the weights, once, when the vocabulary is known."""
+        """Build the weights, once, and prepare them for the device: loaded, compiled, sharded."""
         if hasattr(self, "transformer"):
             return
-        self.vocabulary_size = self._checked_vocabulary()
-        self.hparams["vocabulary_size"] = self.vocabulary_size
-        # Its own random state: what ran before does not change the initial weights.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed or 0)
-            self.transformer = Transformer(self.shape, self.vocabulary_size, self.init_std)
-            self.lm_head = nn.Linear(self.shape.hidden_size, self.vocabulary_size, bias=False)
-            if self.shape.tie_embeddings:
-                self.lm_head.weight = self.transformer.embed_tokens.weight
-            else:
-                nn.init.normal_(self.lm_head.weight, std=self.init_std)
-
-    def _checked_vocabulary(self) -> int:
-        data = getattr(self._trainer, "datamodule", None)
-        if data is None:
-            if self.vocabulary_size is None:
-                raise UserError("the model's vocabulary is not known: set model.vocabulary_size")
-            return self.vocabulary_size
-        self.check_plan(self._plan)
-        return self.vocabulary_size or self._plan.vocabulary_size
-
-    def check_plan(self, plan: TrainingPlan) -> None:
-        """Refuse a data plan that this model cannot train on.
-
-        Raises:
-            UserError: its vocabulary is larger than the model's.
-        """
-        if self.vocabulary_size is not None and self.vocabulary_size < plan.vocabulary_size:
-            raise UserError(
-                f"model.vocabulary_size is {self.vocabulary_size} and the token stores need {plan.vocabulary_size}: "
-                "raise it, or leave it out to follow the data"
-            )
+        super().configure_model()
+        self.hparams.update(vocabulary_size=self.vocabulary_size, bos=self.bos)
+        if self.weights is not None:
+            hugging_face.load_weights(self, Path(self.weights))
+        self.transformer.gradient_checkpointing = self.gradient_checkpointing
+        if self.compile_blocks:
+            for layer in self.transformer.layers:
+                layer.compile()
+            self.lm_head.evaluate = torch.compile(self.lm_head.evaluate)
+        if self.device_mesh is not None:
+            sharding.shard(self, self.device_mesh)
 
     @property
     def _plan(self) -> TrainingPlan:
-        plan: TrainingPlan | None = getattr(getattr(self.trainer, "datamodule", None), "plan", None)
+        plan = self._data_plan
         if plan is None:
             raise UserError("the run's length is not known: train with a StreamDataModule")
         return plan
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adamw(self, self.learning_rate, self.weight_decay, self.betas, self.eps)
-
-    def parameter_counts(self) -> tuple[int, int]:
-        """Number of parameters with and without embeddings (the output head counts as one)."""
-        total = sum(parameter.numel() for parameter in self.parameters())
-        embeddings = self.transformer.embed_tokens.weight.numel()
-        head = 0 if self.shape.tie_embeddings else self.lm_head.weight.numel()
-        return total, total - embeddings - head
-
-    def flops_per_token(self, context_length: int) -> float:
-        """Training FLOPs per token: 6 per weight that multiplies, and causal attention's 6·L·T·D.
-
-        Forward and backward; the embedding look-up costs nothing, the output head counts.
-        """
-        _, inner = self.parameter_counts()
-        head = self.lm_head.weight.numel()
-        attention = 6 * self.shape.layers * context_length * self.shape.hidden_size
-        return 6 * (inner + head) + attention
+        if self.device_mesh is not None and self.optimizer_settings.name == "muon":
+            raise UserError("model.optimizer is muon and the model is sharded: Muon needs whole matrices, use DDP")
+        return make_optimizer(self, self.optimizer_settings, self.learning_rate, self.weight_decay)
 
     # Training --------------------------------------------------------------------------------------
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(windows, length, vocabulary)`` of tokens ``(windows, length)``."""
-        logits: Tensor = self.lm_head(self.transformer(tokens))
-        return logits
+    def on_fit_start(self) -> None:
+        if self.micro_batch == "auto":
+            self.micro_batch = find_micro_batch(self, self._plan)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """One optimizer step on this rank's share of a global batch."""
+        if self.regularization.is_on:
+            # Noise depends on the step alone, so that a resumed run draws what it would have drawn uninterrupted.
+            torch.manual_seed(hash((self.seed or 0, batch_idx, self.global_rank)))
         optimizer: Any = self.optimizers()
         valid = self._over_ranks((batch["targets"] != IGNORED).sum().float())
-        total = torch.zeros((), device=self.device)
-        for micro_batch, is_last in self._micro_batches(batch):
-            with nullcontext() if is_last else self._without_gradient_sync():
-                loss = self._loss_sum(micro_batch) / valid
-                # DDP averages gradients over ranks; the loss is a sum over them.
-                self.manual_backward(loss * self.trainer.world_size)
-            total += loss.detach()
-        if self.gradient_clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters(), self.gradient_clip)
-        else:
-            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        self._set_learning_rate(optimizer, batch_idx)
+        sums = torch.zeros(len(self.terms), device=self.device)
+        try:
+            for micro_batch, is_last in self._micro_batches(batch):
+                with nullcontext() if is_last else self._without_gradient_sync():
+                    of_terms = self.term_sums(micro_batch) / valid
+                    # Strategies average gradients over ranks; the loss is a sum over them.
+                    self.manual_backward(of_terms.sum() * self.trainer.world_size)
+                sums += of_terms.detach()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory with {self.micro_batch or len(batch['tokens'])} windows of "
+                f"{batch['tokens'].shape[1]} tokens in a pass: lower model.micro_batch (or set it to auto), or set "
+                "model.gradient_checkpointing"
+            ) from error
+        sums = self._over_ranks(sums)
+        norm = sharding.clip_gradients(self, self.gradient_clip)
+        if not torch.isfinite(sums.sum() + norm):
+            self._handle_nonfinite(batch, batch_idx, sums, norm)
+            optimizer.zero_grad()
+        self._set_rates(optimizer, batch_idx)
         optimizer.step()
         optimizer.zero_grad()
-        total = self._over_ranks(total)
         if batch_idx % self._log_every == 0:
-            self.log_dict({"train/loss": total, "train/gradient_norm": norm, "train/learning_rate": self._rate})
-        return {"loss": total}
+            rates = {"train/gradient_norm": norm, "train/learning_rate": self._rate}
+            self.log_dict({"train/loss": sums.sum(), **self._by_term(sums), **rates})
+        return {"loss": sums.sum()}
+
+    def term_sums(self, batch: dict[str, Tensor]) -> Tensor:
+        """Sum of each loss term over the valid targets of a micro-batch, ``(terms,)``."""
+        hidden, rows = self.hidden_and_rows(batch)
+        sums: Tensor = self.lm_head(hidden, rows, self.terms)
+        return sums
+
+    def _by_term(self, sums: Tensor) -> dict[str, Tensor]:
+        if len(self.terms) == 1:
+            return {}
+        return {f"train/{term.name}": value for term, value in zip(self.terms, sums, strict=True)}
 
     @property
     def _log_every(self) -> int:
@@ -218,62 +226,52 @@ class LanguageModel(lightning.LightningModule):
 
     def _micro_batches(self, batch: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], bool]]:
         windows = len(batch["tokens"])
-        size = self.micro_batch or windows
+        size = self.micro_batch if isinstance(self.micro_batch, int) else windows
         for first in range(0, windows, size):
             yield {name: value[first : first + size] for name, value in batch.items()}, first + size >= windows
 
-    def _loss_sum(self, batch: dict[str, Tensor]) -> Tensor:
-        hidden, targets = self._hidden(batch)
-        return torch.stack([term(hidden, self.lm_head.weight, targets) for term in self.terms]).sum()
-
-    def _hidden(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Final hidden states ``(windows * length, width)`` and targets ``(windows * length,)``."""
-        # Batches travel as int32; the device widens them.
-        return self.transformer(batch["tokens"]).flatten(0, 1), batch["targets"].flatten().long()
-
-    def _set_learning_rate(self, optimizer: Any, step: int) -> None:
-        factor = learning_rate_factor(step, self._plan.steps, self.warmup_fraction, self.schedule)
-        self._rate = self.learning_rate * factor
+    def _set_rates(self, optimizer: Any, step: int) -> None:
+        steps = self._plan.steps
+        self._rate = self.learning_rate * self.schedule.factor(step, steps)
+        progress = step / max(1, steps - 1)
+        decay = self.weight_decay + (self.final_weight_decay - self.weight_decay) * progress
         for group in optimizer.param_groups:
             group["lr"] = self._rate
+            group["weight_decay"] = decay if group["decays"] else 0.0
+
+    def _handle_nonfinite(self, batch: dict[str, Tensor], step: int, sums: Tensor, norm: Tensor) -> None:
+        what = "gradient" if torch.isfinite(sums.sum()) else "loss"
+        message = f"the {what} is not finite at step {step + 1}, {self._culprits(batch)}"
+        if self.nonfinite == "stop":
+            raise UserError(
+                f"{message}: the last checkpoint stays as it is; lower model.learning_rate, look at these documents, "
+                "or set model.nonfinite to skip"
+            )
+        self.print(f"{message}: the step is skipped")
+
+    @torch.no_grad()
+    def _culprits(self, batch: dict[str, Tensor]) -> str:
+        """Samples of this rank whose own loss is not finite (all, where none is), with their documents."""
+        bad = []
+        for window in range(len(batch["tokens"])):
+            one = {name: value[window : window + 1] for name, value in batch.items()}
+            if not torch.isfinite(self.term_sums(one)).all():
+                bad.append(window)
+        samples = batch["provenance"][bad or slice(None), 0].tolist()
+        shown = samples if bad else [samples[0], samples[-1]]
+        between = ", " if bad else " to "
+        data: Any = getattr(self.trainer, "datamodule", None)
+        documents = [name for sample in shown[:4] for name in data.documents_of(sample)] if data is not None else []
+        return f"sample {between.join(map(str, shown))}, documents {', '.join(dict.fromkeys(documents))}"
 
     def _over_ranks(self, value: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return value
-        # Lightning's own reduce waits at a barrier besides.
-        torch.distributed.all_reduce(value)
+        if self.trainer.world_size > 1:
+            # Lightning's own reduce waits at a barrier besides.
+            torch.distributed.all_reduce(value)
         return value
 
     def _without_gradient_sync(self) -> AbstractContextManager[Any]:
+        if self.device_mesh is not None:
+            return sharding.without_gradient_sync(self)
         no_sync = getattr(self.trainer.strategy.model, "no_sync", None)
         return no_sync() if no_sync is not None else nullcontext()
-
-    # Evaluation ------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        trainer: Any = self.trainer
-        loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        # One for each suite on every rank, also where a rank gets no window of a small suite: computing a metric
-        # waits for all ranks. Double precision where the device has it: a sum over millions of tokens in float32
-        # loses digits.
-        precision = torch.float32 if self.device.type == "mps" else torch.float64
-        self._validation = [MeanMetric().set_dtype(precision).to(self.device) for _ in loaders]
-        for metric in self._validation:
-            metric.update(0.0, 0.0)
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch of one validation suite to that suite's mean loss over tokens."""
-        hidden, targets = self._hidden(batch)
-        losses = token_losses(hidden, self.lm_head.weight, targets)
-        self._validation[dataloader_idx].update(losses, (targets != IGNORED).float())
-
-    def on_validation_epoch_end(self) -> None:
-        names = list(getattr(getattr(self.trainer, "datamodule", None), "suites", {}))
-        for index, metric in enumerate(self._validation):
-            name = names[index] if index < len(names) else str(index)
-            # The metric has summed over ranks already; averaging equal values keeps Lightning content.
-            self.log(f"validation/{name}", metric.compute().float(), sync_dist=True)
-
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end

@@ -22,6 +22,7 @@ class Shape:
         rope_theta: base of the rotary positions.
         norm_eps: epsilon of RMSNorm.
         tie_embeddings: use the embedding as the output head too.
+        qk_norm: normalize each head's queries and keys (as Qwen3 does, arXiv 2505.09388).
 
     Raises:
         UserError: numbers that do not divide.
@@ -35,6 +36,7 @@ class Shape:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         if min(self.hidden_size, self.intermediate_size, self.layers, self.heads, self.kv_heads) < 1:

@@ -14,6 +14,7 @@ from typing import Any
 import lightning
 
 from megalit.errors import UserError
+from megalit.streams.inspection import window_of_sample
 from megalit.streams.loading import (
     BatchLoader,
     GlobalBatchSampler,
@@ -165,6 +166,11 @@ class StreamDataModule(lightning.LightningDataModule):
     def windows_seen(self, steps: int) -> dict[str, int]:
         """Windows of each stream in the first ``steps`` steps of the run."""
         return self.mixture.windows_seen(steps)
+
+    def documents_of(self, sample: int) -> list[str]:
+        """Ids of the documents in the window of one sample of the run."""
+        pieces = window_of_sample(self.mixture, sample)[-1]
+        return list(dict.fromkeys(piece.name for piece in pieces if not piece.literal))
 
     # Lightning -------------------------------------------------------------------------------------
 

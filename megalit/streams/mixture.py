@@ -267,6 +267,7 @@ class Mixture:
             vocabulary_size=max(
                 store.manifest.vocabulary_size for opened in self._opened.values() for store in opened.stores.all
             ),
+            bos=self.stores.real.manifest.bos,
             unique_real_tokens=real_tokens,
             settings=settings,
         )

@@ -41,6 +41,7 @@ class RunPlan:
         global_batch: windows per optimizer step, over all devices.
         steps: optimizer steps.
         vocabulary_size: of the stores.
+        bos: token that each document begins with.
         unique_real_tokens: tokens of the real training documents, BOS and EOS included.
         settings: everything the order of windows depends on.
     """
@@ -50,6 +51,7 @@ class RunPlan:
     global_batch: int
     steps: int
     vocabulary_size: int
+    bos: int
     unique_real_tokens: int
     settings: dict[str, Any]
 

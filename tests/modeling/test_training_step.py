@@ -51,7 +51,7 @@ def test_training_lowers_the_loss(data_set: DataSet, tmp_path: Path) -> None:
     before.configure_model()
     after = train(data_set, tmp_path, None)
     with torch.no_grad():
-        assert after._loss_sum(batch) < 0.9 * before._loss_sum(batch)
+        assert after.term_sums(batch).sum() < 0.9 * before.term_sums(batch).sum()
 
 
 def test_a_vocabulary_smaller_than_the_stores_is_refused(data_set: DataSet, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_vocabulary_smaller_than_the_stores_is_refused(data_set: DataSet, tmp_
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("learning_rate", 0.0), ("weight_decay", -1.0), ("warmup_fraction", 2.0), ("micro_batch", 0)],
+    [("learning_rate", 0.0), ("weight_decay", -1.0), ("z_loss", -0.1), ("micro_batch", 0)],
 )
 def test_settings_that_cannot_work_are_named(setting: str, value: float) -> None:
     with pytest.raises(UserError, match=f"model.{setting} is {value}"):

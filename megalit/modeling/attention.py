@@ -1,0 +1,181 @@
+"""Causal attention: one function for each backend, over the whole window or inside its documents.
+
+``auto`` is torch's own choice, which is FlashAttention 2 on NVIDIA GPUs in half precision. FlashAttention 3 and 4 are
+activated in torch's registry, so that torch's operator runs on them; FlashAttention 2 of the ``flash-attn``
+package and torch's FlexAttention are called directly.
+
+Shape suffixes: B windows, T tokens, H heads, K key/value heads, E head size.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from megalit.errors import UserError, missing_extra
+
+Backend = Literal["auto", "sdpa", "flash2", "flash3", "flash4", "flex"]
+
+# Cumulative document lengths are padded to a multiple of this, so that their number seldom changes a shape.
+_LENGTHS = 64
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Which positions may see each other, where attention stays inside documents.
+
+    Attributes:
+        number: of each position's document, ``(B, T)``; only positions of one number see each other.
+        ends: cumulative lengths of the documents of all windows end to end, padded with their total, int32.
+        longest: no document is longer.
+        mask: a flex block mask, or a dense mask ``(B, 1, T, T)`` where the backend needs one.
+    """
+
+    number: Tensor
+    ends: Tensor | None = None
+    longest: int = 0
+    mask: Any = None
+
+
+def resolve(backend: Backend, device: torch.device, masked: bool) -> Backend:
+    """The backend that ``auto`` stands for on a device, or the named one if it is there.
+
+    Raises:
+        UserError: it needs a GPU or a package that is not there.
+    """
+    on_gpu = device.type == "cuda"
+    if backend == "auto":
+        return "flex" if on_gpu and masked else "sdpa"
+    if backend != "sdpa" and not on_gpu:
+        # FlexAttention runs elsewhere too, but has no backward pass there.
+        raise UserError(
+            f"model.attention is {backend} and the device is {device.type}: it needs an NVIDIA GPU, choose auto or sdpa"
+        )
+    if backend == "flash2" and importlib.util.find_spec("flash_attn") is None:
+        raise missing_extra("flash-attn", "flash-attn", "model.attention flash2")
+    if backend in ("flash3", "flash4"):
+        _activate(backend)
+    return backend
+
+
+@cache
+def _activate(backend: str) -> None:
+    from torch.nn.attention import activate_flash_attention_impl
+
+    try:
+        activate_flash_attention_impl("FA3" if backend == "flash3" else "FA4")
+    except Exception as error:
+        package = "flash-attn-3" if backend == "flash3" else "flash-attn-4"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model.attention is {backend} and torch cannot activate it ({reason}): pip install {package}, "
+            "or choose auto"
+        ) from error
+
+
+def split_documents(tokens_BT: Tensor, bos: int, backend: Backend) -> Documents:
+    """Documents begin at BOS; what stands before the first BOS of a window is the end of another one."""
+    begins = tokens_BT == bos
+    number = begins.cumsum(1)
+    if backend == "flex":
+        return Documents(number, mask=_block_mask(number))
+    if backend == "sdpa":
+        length = tokens_BT.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=tokens_BT.device).tril()
+        return Documents(number, mask=(causal & (number[:, :, None] == number[:, None, :]))[:, None])
+    begins = begins.clone()
+    begins[:, 0] = True
+    starts = begins.flatten().nonzero().flatten()
+    room = -(-(len(starts) + 1) // _LENGTHS) * _LENGTHS
+    ends = torch.full((room,), tokens_BT.numel(), dtype=torch.int32, device=tokens_BT.device)
+    ends[: len(starts)] = starts
+    return Documents(number, ends=ends, longest=tokens_BT.shape[1])
+
+
+def _block_mask(number_BT: Tensor) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def same_document(b: Tensor, _: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & (number_BT[b, q] == number_BT[b, k])
+
+    windows, length = number_BT.shape
+    return create_block_mask(same_document, windows, None, length, length, device=number_BT.device)
+
+
+def attend(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, backend: Backend, documents: Documents | None) -> Tensor:
+    """Causal attention, ``(B, H, T, E)``, of a resolved backend."""
+    return _BACKENDS[backend](q_BHTE, k_BKTE, v_BKTE, documents)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    mask = None if documents is None else documents.mask
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _registered(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    if documents is None:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+    from torch.nn.attention.varlen import varlen_attn
+
+    heads: list[Any] = [*_end_to_end(q, k, v), documents.ends, documents.ends, documents.longest, documents.longest]
+    out: Any = varlen_attn(*heads, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1])
+    return _windows(out, q)
+
+
+def _flash2(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    from flash_attn import flash_attn_func, flash_attn_varlen_func
+
+    if documents is None:
+        out: Tensor = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=True)
+        return out.transpose(1, 2)
+    ends, longest = documents.ends, documents.longest
+    return _windows(flash_attn_varlen_func(*_end_to_end(q, k, v), ends, ends, longest, longest, causal=True), q)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    mask = _causal_block_mask(q.shape[2], q.device) if documents is None else documents.mask
+    out: Tensor = _flex_attention(q.device.type)(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    return out
+
+
+@cache
+def _flex_attention(device: str) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Uncompiled it makes the whole matrix of scores.
+    function: Any = flex_attention
+    return torch.compile(function) if device == "cuda" else function
+
+
+@cache
+def _causal_block_mask(length: int, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    return create_block_mask(lambda b, h, q, k: q >= k, None, None, length, length, device=device)
+
+
+def _end_to_end(*parts: Tensor) -> list[Tensor]:
+    """Heads of all windows' tokens, ``(B * T, heads, E)``."""
+    return [part.transpose(1, 2).flatten(0, 1) for part in parts]
+
+
+def _windows(out: Tensor, q_BHTE: Tensor) -> Tensor:
+    return out.unflatten(0, (q_BHTE.shape[0], q_BHTE.shape[2])).transpose(1, 2)
+
+
+_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Documents | None], Tensor]] = {
+    "sdpa": _sdpa,
+    "flash2": _flash2,
+    "flash3": _registered,
+    "flash4": _registered,
+    "flex": _flex,
+}

@@ -1,0 +1,50 @@
+"""The largest micro-batch that fits on a GPU."""
+
+from typing import Any
+
+import torch
+
+from megalit.modeling.decoder import TrainingPlan
+
+# Share of the GPU's memory that stays free: fragmentation, communication, validation.
+_RESERVE = 0.05
+
+
+def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
+    """Halve a rank's share of the batch until a forward and backward pass fits, optimizer state included.
+
+    Returns:
+        Windows in a pass, the same on every rank; None (all of the share) without a GPU.
+    """
+    if model.device.type != "cuda":
+        return None
+    share: int = model.trainer.datamodule.global_batch // model.trainer.world_size
+    size = share
+    while size > 1 and not _fits(model, plan, size):
+        size = -(-size // 2)
+    if model.trainer.world_size > 1:
+        smallest = torch.tensor(size, device=model.device)
+        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+        size = int(smallest)
+    model.print(f"micro-batch: {size} of {share} windows in a pass")
+    return size
+
+
+def _fits(model: Any, plan: TrainingPlan, windows: int) -> bool:
+    # AdamW keeps two numbers for each weight once it has stepped.
+    reserved: list[torch.Tensor] = []
+    try:
+        reserved = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+        total = torch.cuda.get_device_properties(model.device).total_memory
+        reserved.append(torch.empty(int(_RESERVE * total), dtype=torch.uint8, device=model.device))
+        tokens = torch.zeros(windows, plan.context_length, dtype=torch.int32, device=model.device)
+        with model.trainer.precision_plugin.train_step_context():
+            loss = model.term_sums({"tokens": tokens, "targets": tokens}).sum()
+        loss.backward()
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        reserved.clear()
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()

@@ -1,0 +1,53 @@
+"""Sharding over GPUs with FSDP2 (PyTorch FSDP, arXiv 2304.11277), and gradients that may be sharded."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from megalit.errors import UserError
+
+
+def shard(model: Any, mesh: DeviceMesh) -> None:
+    """Shard each block, the rest of the transformer and the head over the data-parallel ranks.
+
+    Raises:
+        UserError: embedding and head are one matrix, which cannot be sharded in two places.
+    """
+    if model.shape.tie_embeddings:
+        raise UserError("the model is to be sharded and its embeddings are tied: set model.shape.tie_embeddings false")
+    ranks = mesh["data_parallel"]
+    for layer in model.transformer.layers:
+        fully_shard(layer, mesh=ranks)
+    fully_shard(model.transformer, mesh=ranks)
+    fully_shard(model.lm_head, mesh=ranks)
+
+
+@contextmanager
+def without_gradient_sync(model: Any) -> Iterator[None]:
+    """Keep the gradients of a micro-batch on their rank until the last one."""
+    parts = (model.transformer, model.lm_head)
+    for part in parts:
+        part.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_requires_gradient_sync(True)
+
+
+def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
+    """Clip the gradient's norm over all parameters, and give what it was: a scalar."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if largest is not None:
+        factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradients, factor)
+    return norm
