@@ -69,7 +69,7 @@ def _write(
             tokens=int(lengths.sum()),
             bytes=int(lengths.sum()) * 4,
             content_hash="random",
-            chunks={},
+            files={},
             origin={},
         )
         write_json(temporary / "manifest.json", manifest.to_json())

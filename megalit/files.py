@@ -5,6 +5,7 @@ disk and is then renamed, so a reader never meets half a file and a killed proce
 nothing but a temporary name, which the next build under the same lock removes.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -71,7 +72,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is not readable as JSON ({error}): delete it and run again") from error
+        raise UserError(f"{path} is not readable as JSON ({error}): it is damaged, make it again") from error
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     so is what this block wrote if it fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for abandoned in target.parent.glob(f".{target.name}.building-*"):
+    for abandoned in target.parent.glob(f".{glob.escape(target.name)}.building-*"):
         shutil.rmtree(abandoned)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
     try:

@@ -15,7 +15,6 @@ from megalit.corpus.build import CorpusSettings
 from megalit.corpus.contamination import GuardSettings
 from megalit.corpus.tables import Corpus
 from megalit.errors import UserError
-from megalit.files import lock
 
 T = TypeVar("T")
 
@@ -59,8 +58,7 @@ def corpus(verb: str, arguments: Sequence[str]) -> None:
     command = _parse(verb, CorpusCommand, arguments, CORPUS_HELP)
     output = Path(command.output)
     settings = CorpusSettings(**{name: getattr(command, name) for name in CorpusSettings.__dataclass_fields__})
-    with lock(output):
-        ensure_corpus(settings, output)
+    ensure_corpus(settings, output)
     print(output)
 
 
@@ -68,8 +66,7 @@ def tokenize(verb: str, arguments: Sequence[str]) -> None:
     """``megalit tokenize``."""
     command = _parse(verb, TokenizeCommand, arguments)
     output = Path(command.output)
-    with lock(output):
-        ensure_stores(Corpus(Path(command.corpus)), [], command.tokenizer, command.guard, output)
+    ensure_stores(Corpus(Path(command.corpus)), [], command.tokenizer, command.guard, output)
     print(output)
 
 

@@ -4,6 +4,7 @@ Each step writes one folder that appears whole, so a killed preparation continue
 missing one. A folder that was built from other settings is never mixed with: that is refused.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,22 +66,31 @@ def prepare(settings: PrepareSettings) -> None:
     """
     assert settings.folder is not None
     folder = Path(settings.folder)
-    with lock(folder, waiting=lambda: console.print(f"waiting for another process that builds {folder}")):
-        corpus = ensure_corpus(settings.corpus, folder / "corpus")
-        generations: list[tuple[str, Path, dict[str, Any]]] = []
-        if settings.token_noise is not None:
-            noise = folder / "token_noise"
-            _ensure_token_noise(settings.token_noise, corpus, noise)
-            generations.append(("token_noise", noise / "generations.parquet", asdict(settings.token_noise)))
-        ensure_stores(corpus, generations, settings.tokenizer, settings.guard, settings.stores)
+    corpus = ensure_corpus(settings.corpus, folder / "corpus")
+    generations: list[tuple[str, Path, dict[str, Any]]] = []
+    if settings.token_noise is not None:
+        noise = folder / "token_noise"
+        _ensure_token_noise(settings.token_noise, corpus, noise)
+        generations.append(("token_noise", noise / "generations.parquet", asdict(settings.token_noise)))
+    ensure_stores(corpus, generations, settings.tokenizer, settings.guard, settings.stores)
+
+
+def _locked(folder: Path) -> AbstractContextManager[None]:
+    """Whoever builds a folder, by whichever verb, holds the lock of that folder."""
+    return lock(folder, waiting=lambda: console.print(f"waiting for another process that builds {folder}"))
 
 
 def ensure_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
-    """Open the corpus at ``folder``, or build it. To be called under a lock.
+    """Open the corpus at ``folder``, or build it; one process at a time.
 
     Raises:
         UserError: a bad input, or the folder holds a corpus with other settings or older inputs.
     """
+    with _locked(folder):
+        return _open_or_build_corpus(settings, folder)
+
+
+def _open_or_build_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
     if (folder / "manifest.json").exists():
         corpus = Corpus(folder)
         _same_settings(folder, corpus.manifest["settings"], asdict(settings))
@@ -103,6 +113,11 @@ def ensure_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
 
 
 def _ensure_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path) -> None:
+    with _locked(folder):
+        _open_or_build_token_noise(recipe, corpus, folder)
+
+
+def _open_or_build_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path) -> None:
     if (folder / "manifest.json").exists():
         _same_settings(folder, read_json(folder / "manifest.json")["settings"], asdict(recipe))
         return
@@ -119,7 +134,18 @@ def ensure_stores(
     guard: GuardSettings,
     folder: Path,
 ) -> None:
-    """Build the tokenizer, if it is to be trained, and the stores that are missing. To be called under a lock."""
+    """Build the tokenizer, if it is to be trained, and the stores that are missing; one process at a time."""
+    with _locked(folder):
+        _build_stores(corpus, generations, settings, guard, folder)
+
+
+def _build_stores(
+    corpus: Corpus,
+    generations: list[tuple[str, Path, dict[str, Any]]],
+    settings: TokenizerSettings,
+    guard: GuardSettings,
+    folder: Path,
+) -> None:
     # Imported here: it brings torch along, which `megalit corpus` does without.
     from megalit.streams.building import build_stores
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,15 +49,13 @@ def generation_rows(path: Path) -> Rows:
 def thought_rows(corpus: Corpus, tokenizer: Tokenizer) -> Rows:
     """Batches of thoughts of training documents, each with the token offset of its split."""
     documents = corpus.rows("documents", TRAIN, ["id", "text"])
-    identifier, text = None, ""
-    for batch in corpus.batches(corpus.folder / "thoughts.parquet", TRAIN):
-        for row in batch:
-            # Thoughts stand in the order of their documents, so one pass over both suffices.
-            while row["document_id"] != identifier:
-                document = next(documents)
-                identifier, text = document["id"], document["text"]
-            row["token_offset"] = tokenizer.token_offsets(text, [row["character_offset"]])[0]
-        yield batch
+    thoughts = corpus.rows("thoughts", TRAIN)
+    # Thoughts stand in the order of their documents, so one pass over both suffices.
+    for identifier, group in groupby(thoughts, key=lambda row: row["document_id"]):
+        rows = list(group)
+        text = next(document["text"] for document in documents if document["id"] == identifier)
+        offsets = tokenizer.token_offsets(text, [row["character_offset"] for row in rows])
+        yield [{**row, "token_offset": offset} for row, offset in zip(rows, offsets, strict=True)]
 
 
 def build_store(
@@ -108,7 +107,7 @@ def build_store(
             tokens=tokens,
             bytes=text_bytes,
             content_hash=digest.hexdigest(),
-            chunks={path.name: _file_hash(path) for path in sorted(temporary.glob("*.bin"))},
+            files={path.name: _file_hash(path) for path in sorted(temporary.iterdir())},
             origin=origin,
             contamination=contamination.to_json() if contamination else None,
         )
@@ -118,14 +117,14 @@ def build_store(
 
 
 def verify(folder: Path) -> None:
-    """Read a store back and compare chunks, items, tokens, their largest id and content hash with its manifest.
+    """Read a store back and compare files, items, tokens, their largest id and content hash with its manifest.
 
     Raises:
-        UserError: they differ; the message names the chunk, or the store.
+        UserError: they differ; the message names the file, or the store.
     """
     store = TokenStore(folder)
-    for name, expected in store.manifest.chunks.items():
-        if _file_hash(folder / name) != expected:
+    for name, expected in store.manifest.files.items():
+        if not (folder / name).exists() or _file_hash(folder / name) != expected:
             raise UserError(f"{folder / name} does not hold what was written: build the store again")
     digest = hashlib.blake2b(digest_size=8)
     counts = pq.read_table(folder / "items.parquet", columns=["tokens"]).column(0).to_numpy()
@@ -231,6 +230,9 @@ def build_stores(
                 )
     if not missing:
         return []
+    for part in missing:
+        if (output / part.name).exists():
+            raise UserError(f"{output / part.name} is there and is no finished store: move it away")
     watch = ContaminationGuard(guard, corpus.texts(VALIDATION)) if guard is not None and guard.words else None
     dropped: set[str] = _dropped(output / "real") if (output / "real").exists() else set()
     built = []

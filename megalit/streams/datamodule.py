@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from typing import Any
 
 import lightning
@@ -96,7 +97,7 @@ class StreamDataModule(lightning.LightningDataModule):
         self.global_batch = _at_least_one("global_batch", global_batch)
         if global_batch_tokens is not None:
             self.global_batch, rest = divmod(global_batch_tokens, context_length)
-            if rest or not self.global_batch:
+            if rest or self.global_batch < 1:
                 raise UserError(
                     f"data.global_batch_tokens is {global_batch_tokens} and no multiple of data.context_length "
                     f"{context_length}: choose a multiple"
@@ -104,8 +105,11 @@ class StreamDataModule(lightning.LightningDataModule):
         if (real_epochs is None) == (total_tokens is None):
             raise UserError("the run's length is not clear: give exactly one of data.real_epochs and data.total_tokens")
         for name, value in (("real_epochs", real_epochs), ("total_tokens", total_tokens)):
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < inf:
                 raise UserError(f"data.{name} is {value}: choose a positive value")
+        for name, value in (("seed", seed), ("num_workers", num_workers)):
+            if value is not None and value < 0:
+                raise UserError(f"data.{name} is {value}: choose 0 or more")
         if not 0 < real_fraction <= 1:
             raise UserError(f"data.real_fraction is {real_fraction}: choose a value in (0, 1]")
         self.real_epochs = real_epochs
@@ -121,6 +125,7 @@ class StreamDataModule(lightning.LightningDataModule):
         self.num_workers = num_workers
         self.ignore_plan = ignore_plan
         self._start_samples = 0
+        self._start_step = 0
         self._mixture: Mixture | None = None
 
     @abstractmethod
@@ -184,7 +189,7 @@ class StreamDataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         sampler = GlobalBatchSampler(
-            self.plan.steps, self.global_batch, self._rank, self._world_size, self._start_samples
+            self.plan.steps, self.global_batch, self._rank, self._world_size, self._start_samples, self._start_step
         )
         return BatchLoader(ScheduledWindows(self.mixture.streams, self.mixture.schedule), sampler, self.num_workers)
 
@@ -200,15 +205,13 @@ class StreamDataModule(lightning.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         # A folder of plans for each run would fill a node's temporary space.
-        if stage == "fit" and self.trainer is not None and self.trainer.local_rank == 0:
+        if stage == "fit":
             self.mixture.forget_plans()
 
     def state_dict(self) -> dict[str, Any]:
-        # What the model has trained on, not what loader processes have fetched ahead.
-        assert self.trainer is not None
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return {
-            "consumed_samples": progress.processed * self.global_batch,
+            "consumed_samples": self.consumed_samples,
+            "steps": self._steps_done,
             "plan": self.plan.to_json(),
             "fingerprint": self.plan.fingerprint,
         }
@@ -226,6 +229,19 @@ class StreamDataModule(lightning.LightningDataModule):
                 "or set data.ignore_plan to go on from its count of samples"
             )
         self._start_samples = int(state["consumed_samples"])
+        self._start_step = int(state["steps"])
+
+    @property
+    def consumed_samples(self) -> int:
+        """Samples that the model has trained on, not what loader processes have fetched ahead."""
+        # Counted from where this run began: under another plan the steps before had another size.
+        return self._start_samples + (self._steps_done - self._start_step) * self.global_batch
+
+    @property
+    def _steps_done(self) -> int:
+        assert self.trainer is not None
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)
 
     @property
     def _rank(self) -> int:

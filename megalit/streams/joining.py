@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from megalit import __version__
 from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.streams.pieces import Group, Integers, Literals, PieceTable, PieceTables
 from megalit.streams.plan_arrays import Arrays, PlanArrays
+from megalit.streams.schedule import exact
 from megalit.streams.store import StoreSet, TokenStore
 
 Narrow = npt.NDArray[np.int32]
@@ -112,7 +112,7 @@ def _subset(ids: pa.ChunkedArray, fraction: float) -> Integers:
         hashes = [hashlib.sha256(b"subset:" + identifier.encode()).digest()[:8] for identifier in ids.to_pylist()]
         keys = np.frombuffer(b"".join(hashes), dtype=">u8")
         keep = np.zeros(len(ids), dtype=bool)
-        keep[np.argsort(keys, kind="stable")[: ceil(fraction * len(ids))]] = True
+        keep[np.argsort(keys, kind="stable")[: ceil(exact(fraction) * len(ids))]] = True
         place = np.where(keep, np.cumsum(keep) - 1, -1)
     return place
 
@@ -158,11 +158,8 @@ def _joined(store: TokenStore, real: pa.Table, place: Integers) -> _Joined:
 def _positions(store: TokenStore, column: str, real: pa.Table) -> Narrow:
     """Row of ``real`` with the same value, for each item of the store; -1 where there is none."""
     known = real[column].combine_chunks()
-    # As a dictionary and in parts: at millions of generations the strings outweigh everything else.
-    file = pq.ParquetFile(store.folder / "items.parquet", read_dictionary=[column])
     parts = []
-    for batch in file.iter_batches(1 << 20, columns=[column]):
-        values = batch.column(0)
+    for values in store.column_as_dictionaries(column):
         place = pc.fill_null(pc.index_in(values.dictionary, value_set=known), -1)
         parts.append(place.take(values.indices).to_numpy(zero_copy_only=False).astype(np.int32))
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)

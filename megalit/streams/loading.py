@@ -127,33 +127,46 @@ class GlobalBatchSampler(Sampler[range]):
     """Yields this rank's samples of each global batch, from ``consumed_samples`` on.
 
     Its length is that of the whole run: Lightning compares it with the number of batches done.
+
+    Args:
+        steps: optimizer steps of the plan.
+        global_batch: samples in each.
+        rank, world_size: this process among all.
+        consumed_samples: where a run continues.
+        done: optimizer steps that it has done before.
     """
 
-    def __init__(self, steps: int, global_batch: int, rank: int, world_size: int, consumed_samples: int = 0) -> None:
-        self._steps = steps
+    def __init__(
+        self, steps: int, global_batch: int, rank: int, world_size: int, consumed_samples: int = 0, done: int = 0
+    ) -> None:
+        self._left = (steps * global_batch - consumed_samples) // global_batch
+        self._done = done
         self._global_batch = global_batch
         self._start = rank * (global_batch // world_size)
         self._stop = self._start + global_batch // world_size
         self._consumed_samples = consumed_samples
 
     def __len__(self) -> int:
-        return self._steps
+        return self._done + self._left
 
     def __iter__(self) -> Iterator[range]:
-        for first in range(self._consumed_samples, self._steps * self._global_batch, self._global_batch):
+        for step in range(self._left):
+            first = self._consumed_samples + step * self._global_batch
             yield range(first + self._start, first + self._stop)
 
 
 class SuiteSampler(Sampler[range]):
     """Yields this rank's windows of a validation suite in batches; no window twice, none left out.
 
-    Lightning wants a batch from every rank: one that has no window gets the padding window, number -1.
+    Every rank has as many batches as the others, because a sharded model runs on all ranks at once: where windows
+    run out, a batch is the padding window, number -1.
     """
 
     def __init__(self, windows: int, batch: int, rank: int, world_size: int) -> None:
         batch = max(1, min(batch, -(-windows // world_size)))
         ranges = [range(first, min(first + batch, windows)) for first in range(0, windows, batch)]
-        self._ranges = ranges[rank::world_size] or [range(-1, 0)]
+        padded = max(1, -(-len(ranges) // world_size)) * world_size
+        self._ranges = (ranges + [range(-1, 0)] * (padded - len(ranges)))[rank::world_size]
 
     def __len__(self) -> int:
         return len(self._ranges)

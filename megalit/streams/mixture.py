@@ -1,5 +1,6 @@
 """A mixture: streams, their shares in each phase of the run, and the plan that follows."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -14,7 +15,7 @@ from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.streams.joining import MappedTables, join
 from megalit.streams.loading import SuiteWindows
-from megalit.streams.orderings import LatentThoughts, Ordering, Real
+from megalit.streams.orderings import LatentThoughts, Ordering, Real, describe
 from megalit.streams.packing import PackedTokens
 from megalit.streams.pieces import BOS, EOS, Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan, StreamPlan
@@ -65,6 +66,7 @@ class _Opened:
     """A data set that streams of the mixture read: its stores, and its pieces with their key."""
 
     stores: StoreSet
+    literals: Literals
     mapped: MappedTables
     tables: PieceTables
     key: str
@@ -103,6 +105,8 @@ class Mixture:
         self.settings = settings
         self._markers = markers
         self._opened: dict[str, _Opened] = {}
+        # By content: a file of another name may be the same, and one of the same name another.
+        self._embeddings = _file_digest(settings.embeddings)
         self.streams = [self._stream(component) for component in components]
         own = self._open(settings.stores)
         real_tokens = own.real_tokens
@@ -147,7 +151,7 @@ class Mixture:
             if self.settings.document_order == "related":
                 tables = replace(tables, path=self._path(mapped))
                 key = fingerprint([key, self._related()])
-            self._opened[folder] = _Opened(stores, mapped, tables, key)
+            self._opened[folder] = _Opened(stores, literals, mapped, tables, key)
         return self._opened[folder]
 
     def _path(self, mapped: MappedTables) -> Integers:
@@ -162,9 +166,7 @@ class Mixture:
 
     def _related(self) -> list[Any]:
         """What a path depends on, apart from the pieces."""
-        name = self.settings.embeddings
-        changed = Path(name).stat().st_mtime_ns if name is not None and Path(name).exists() else None
-        return [name, changed, self.settings.seed]
+        return [self._embeddings, self.settings.seed]
 
     def _stream(self, component: Component) -> Stream:
         opened = self._open(component.stores or self.settings.stores)
@@ -181,7 +183,7 @@ class Mixture:
                 "tokenize a corpus with generations, or train on RealStream"
             )
         settings = self.settings
-        return Stream(
+        stream = Stream(
             component.ordering,
             opened.tables,
             settings.context_length,
@@ -189,6 +191,12 @@ class Mixture:
             settings.seed,
             opened.key,
         )
+        if not stream.windows:
+            raise UserError(
+                f"data.context_length is {settings.context_length} and the stream '{stream.name}' has {stream.tokens} "
+                "tokens: lower it or add documents"
+            )
+        return stream
 
     def _suites(self, stores: StoreSet) -> dict[str, SuiteWindows]:
         if stores.validation is None:
@@ -208,7 +216,8 @@ class Mixture:
         if settings.total_tokens is not None:
             return ceil(Fraction(settings.total_tokens, settings.context_length * settings.global_batch))
         assert settings.real_epochs is not None
-        number = next((n for n, c in enumerate(components) if isinstance(c.ordering, Real) and c.stores is None), None)
+        own = (None, settings.stores)
+        number = next((n for n, c in enumerate(components) if isinstance(c.ordering, Real) and c.stores in own), None)
         share = Fraction(0)
         if number is not None:
             share = sum((p * s for p, s in zip(phases, components[number].shares, strict=True)), Fraction(0))
@@ -252,9 +261,12 @@ class Mixture:
             raise UserError("the run has no step: raise data.real_epochs or lower data.global_batch")
         settings = {
             **asdict(self.settings),
+            "embeddings": self._embeddings,
             "stores": [opened.stores.contents for opened in self._opened.values()],
+            "tokenizer": self.stores.real.manifest.tokenizer,
+            "literals": [opened.literals.parts for opened in self._opened.values()],
             "streams": [
-                {**vars(component.ordering), "shares": [str(share) for share in component.shares]}
+                {**describe(component.ordering), "shares": [str(share) for share in component.shares]}
                 for component in components
             ],
             "phases": [str(phase) for phase in phases],
@@ -271,6 +283,14 @@ class Mixture:
             unique_real_tokens=real_tokens,
             settings=settings,
         )
+
+
+def _file_digest(name: str | None) -> str | None:
+    """Hash of a file's content; None where none is named, or where it is missing, which its reader reports."""
+    if name is None or not Path(name).is_file():
+        return None
+    with Path(name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def paper_steps(real_tokens: int, batch_tokens: int, real_epochs: Fraction, real_share: Fraction) -> int:

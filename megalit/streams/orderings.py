@@ -13,7 +13,7 @@ pieces; this is our choice, and ``separator`` another.)
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -38,6 +38,11 @@ class Ordering(Protocol):
     def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
         """The stream's pieces for one epoch, as rows of ``tables.table``: ``int32``, ``(pieces,)``."""
         ...
+
+
+def describe(ordering: Ordering) -> dict[str, Any]:
+    """An ordering's kind and settings, as JSON: two with equal descriptions arrange pieces alike."""
+    return {"kind": type(ordering).__name__, **vars(ordering)}
 
 
 @dataclass(frozen=True)

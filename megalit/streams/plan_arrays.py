@@ -2,13 +2,16 @@
 
 They lie in a folder of the node's own temporary space, named by the fingerprint of what they are computed
 from, so a second run over the same data finds them too. Whoever needs an epoch first computes it, under a
-lock, and removes the epoch before last; a mapped file stays readable after that.
+lock, and removes the epoch before last; a mapped file stays readable after that. Each user holds a lease, which
+ends with its process: only the last one removes the folder.
 """
 
+import fcntl
 import getpass
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,12 +45,15 @@ class PlanArrays:
         self._folder = plans_folder() / key
         self._compute = compute
         self._mapped: dict[int, Arrays] = {}
+        self._lease: _Lease | None = None
 
     def __getitem__(self, epoch: int) -> Arrays:
         if epoch not in self._mapped:
+            self._lease = self._lease or _Lease(self._folder)
             folder = self._folder / f"epoch-{epoch}"
             arrays = _map(folder)
-            if arrays is None:
+            # Another user that is epochs ahead may remove what was just written: then it is written again.
+            while arrays is None:
                 with lock(folder):
                     arrays = _map(folder)
                     if arrays is None:
@@ -55,7 +61,6 @@ class PlanArrays:
                             for name, array in self._compute(epoch).items():
                                 np.save(temporary / f"{name}.npy", array)
                         arrays = _map(folder)
-            assert arrays is not None
             self._mapped[epoch] = arrays
             for old in [known for known in self._mapped if known <= epoch - _KEPT_EPOCHS]:
                 del self._mapped[old]
@@ -63,12 +68,35 @@ class PlanArrays:
         return self._mapped[epoch]
 
     def forget(self) -> None:
-        """Remove the files; what is mapped stays readable, and who needs an epoch again computes it again."""
-        _remove(self._folder)
+        """Remove the files, unless another process uses them too.
+
+        What is mapped stays readable, and who needs an epoch again computes it again.
+        """
+        if self._lease is not None and self._lease.is_the_last():
+            _remove(self._folder)
+        self._lease = None
 
     def __getstate__(self) -> dict[str, object]:
         # A loader process maps the files itself.
-        return {**self.__dict__, "_mapped": {}}
+        return {**self.__dict__, "_mapped": {}, "_lease": None}
+
+
+class _Lease:
+    """A shared lock on a file beside a folder, for as long as this object or its process lives."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(folder.with_name(f".{folder.name}.lease"), os.O_RDWR | os.O_CREAT)
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+        weakref.finalize(self, os.close, self._file)
+
+    def is_the_last(self) -> bool:
+        """Whether nobody else holds one; if so, nobody gets one before this one ends."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def _remove(folder: Path) -> None:

@@ -63,8 +63,10 @@ def read_embeddings(path: Path, ids: pa.Array) -> npt.NDArray[np.float32]:
         raise UserError(f"data.embeddings {path} does not exist: check the path")
     try:
         table = pq.read_table(path, columns=["id", "embedding"])
-        places = {name: place for place, name in enumerate(table["id"].to_pylist())}
+        places = {str(name): place for place, name in enumerate(table["id"].to_pylist())}
         vectors = np.stack(table["embedding"].to_numpy()).astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise ValueError("a number is not finite")
     except (pa.ArrowInvalid, ValueError, KeyError) as error:
         raise UserError(
             f"data.embeddings {path} is no Parquet file with 'id' and 'embedding' of one length "

@@ -5,7 +5,7 @@ one row per item, and ``manifest.json``, which is written last: a store without 
 One item is the tokens of one document, generation or thought, without BOS and EOS.
 """
 
-import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +49,7 @@ class Manifest:
         dtype: of the stored tokens: ``uint16`` where the vocabulary fits, else ``int32``.
         items, tokens, bytes: totals; ``bytes`` counts the UTF-8 text.
         content_hash: over all tokens in order.
-        chunks: hash of each chunk's file, by name.
+        files: hash of each file but this one, by name.
         origin: what the store was built from.
         contamination: what the guard found (:mod:`megalit.corpus.contamination`), or None where it was off.
     """
@@ -64,7 +64,7 @@ class Manifest:
     tokens: int
     bytes: int
     content_hash: str
-    chunks: dict[str, str]
+    files: dict[str, str]
     origin: dict[str, Any]
     contamination: dict[str, Any] | None = None
     format: int = FORMAT
@@ -88,12 +88,20 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.exists():
         raise UserError(f"{folder} holds no finished token store: build it with `megalit tokenize`")
     value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is no manifest of a token store: build the store again")
     if value.get("format", 0) > FORMAT:
         raise UserError(f"{folder} was written by a newer megalit: upgrade megalit or build the store again")
     try:
         return Manifest(**value)
     except TypeError as error:
         raise UserError(f"{path} is no manifest of a token store ({error}): build the store again") from error
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """The error for a file of a store that cannot be read."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return UserError(f"{path} is missing or damaged ({reason}): build the store again")
 
 
 class DocumentLoader(BaseItemLoader):
@@ -165,7 +173,7 @@ class TokenStore:
         self.folder = folder
         self.manifest = read_manifest(folder)
         dtype = np.dtype(self.manifest.dtype)
-        index = json.loads((folder / "index.json").read_text())
+        index = read_json(folder / "index.json")
         self._chunks = [ChunkFile(folder / chunk["filename"], dtype) for chunk in index["chunks"]]
         sizes = np.array([len(chunk.offsets) - 1 for chunk in self._chunks], dtype=np.int64)
         if sizes.sum() != self.manifest.items:
@@ -191,7 +199,20 @@ class TokenStore:
 
     def items(self, columns: list[str] | None = None) -> pa.Table:
         """The table of items, in the order of the store."""
-        return pq.read_table(self.folder / "items.parquet", columns=columns)
+        try:
+            return pq.read_table(self.folder / "items.parquet", columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(self.folder / "items.parquet", error) from error
+
+    def column_as_dictionaries(self, column: str) -> Iterator[pa.DictionaryArray]:
+        """One column of strings in parts: at millions of generations it outweighs everything else in memory."""
+        path = self.folder / "items.parquet"
+        try:
+            with pq.ParquetFile(path, read_dictionary=[column]) as file:
+                for batch in file.iter_batches(1 << 20, columns=[column]):
+                    yield batch.column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(path, error) from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from megalit import __version__
 from megalit.files import fingerprint
-from megalit.streams.orderings import Ordering
+from megalit.streams.orderings import Ordering, describe
 from megalit.streams.packing import PackedTokens
 from megalit.streams.pieces import Integers, PieceTables
 from megalit.streams.plan_arrays import Arrays, PlanArrays
@@ -46,7 +46,7 @@ class Stream:
         self._seed = seed
         # Another version may arrange the same settings in another way.
         versions = [__version__, np.__version__]
-        key = fingerprint([versions, identity, vars(ordering), context_length, epoch_order, seed])
+        key = fingerprint([versions, identity, describe(ordering), context_length, epoch_order, seed])
         self._arrays = PlanArrays(key, self._arrange)
         self._packed: dict[int, PackedTokens] = {}
         packed = self.packed(0)
@@ -57,7 +57,7 @@ class Stream:
         self.synthetic_tokens = int(tables.table.length[packed.rows[generated]].sum(dtype=np.int64))
 
     def forget(self) -> None:
-        """Remove the epochs' arrays from this node's disk; they are made again when they are needed."""
+        """Remove the epochs' arrays from this node's disk, where no other run needs them."""
         self._arrays.forget()
 
     @property
