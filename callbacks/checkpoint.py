@@ -76,6 +76,19 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.global_step != self._saved_step:
             self._save(trainer)
 
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        loop: Any = checkpoint.get("loops", {}).get("fit_loop")
+        if loop is not None and trainer.global_step and not self._is_over(trainer):
+            # Lightning counts an epoch that was stopped early as completed, and would not go on with it.
+            loop["epoch_progress"]["current"].update(processed=0, completed=0)
+
+    @staticmethod
+    def _is_over(trainer: lightning.Trainer) -> bool:
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        return bool(progress.processed >= trainer.num_training_batches)
+
     def _clock_says_so(self, trainer: lightning.Trainer, step: int) -> bool:
         if self.every_minutes is None or (trainer.world_size > 1 and step % _CLOCK_STEPS):
             return False

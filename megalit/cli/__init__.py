@@ -66,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError:
+        # Whoever read the output has gone, `| head` for example; nothing more is to be written, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         _fail_on_files(error)
 

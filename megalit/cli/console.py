@@ -18,16 +18,20 @@ class Step:
 
     def __init__(self, title: str) -> None:
         self._title = title
+        self._unit, self._base = "", 0
         self._began = self._printed = time.monotonic()
         self._status = console.status(title) if console.is_terminal else None
 
     def update(self, count: int, unit: str) -> None:
         """Say how far the work is."""
         now = time.monotonic()
+        if unit != self._unit:
+            # Another count begins, so another rate does.
+            self._unit, self._began, self._printed, self._base = unit, now, now, count
         if now - self._printed < (0.2 if self._status else 10):
             return
         self._printed = now
-        text = f"{self._title}: {count:,} {unit}, {count / (now - self._began):,.0f} per second"
+        text = f"{self._title}: {count:,} {unit}, {(count - self._base) / (now - self._began):,.0f} per second"
         if self._status:
             self._status.update(text)
         else:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,29 @@ _SHOWN_WINDOWS = 16
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit inspect STORE`` or ``megalit inspect CONFIG``."""
-    target = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    target = _positional(arguments)
     if target is not None and not is_remote(target) and not Path(target).exists():
         raise UserError(f"{target} does not exist: name a store, a folder of stores or a configuration")
     try:
         if target is not None and Path(target).is_file():
-            _inspect_configuration(["--config", target, *arguments[1:]])
+            others = list(arguments)
+            others.remove(target)
+            _inspect_configuration(["--config", target, *others])
         elif target is None and {"-c", "--config", "--print_config"}.intersection(arguments):
             _inspect_configuration(arguments)
         else:
             _inspect_stores(arguments)
     except argparse.ArgumentError as error:
         raise UserError(one_line(error)) from error
+
+
+def _positional(arguments: Sequence[str]) -> str | None:
+    """The first argument that is neither a flag nor a flag's value."""
+    for before, argument in pairwise(["", *arguments]):
+        is_value = before.startswith("-") and "=" not in before and before not in ("--print_config", "--help", "-h")
+        if not argument.startswith("-") and not is_value:
+            return argument
+    return None
 
 
 # Stores ------------------------------------------------------------------------------------------------
@@ -118,11 +130,13 @@ def _print_window(mixture: Mixture, sample: int) -> None:
     folder = mixture.stores.tokenizer
     tokenizer = Tokenizer(str(folder)) if folder is not None else None
     stream, epoch, window, found = window_of_sample(mixture, sample)
+    tables = next(part.tables for part in mixture.streams if part.name == stream)
     print(f"\nsample {sample} of the run: window {window} of epoch {epoch} of {stream}")
     for piece in found:
         text = tokenizer.decode(piece.tokens) if tokenizer is not None else str(piece.tokens)
         generation = "" if piece.generation is None else f", generation {piece.generation}"
-        print(f"[{piece.name}{generation}, tokens {piece.start}-{piece.stop}]\n{text}")
+        recipe = "" if piece.generation is None else f" by {tables.recipe(piece.row)}"
+        print(f"[{piece.name}{generation}{recipe}, tokens {piece.start}-{piece.stop}]\n{text}")
 
 
 def _plot(mixture: Mixture, path: Path) -> None:

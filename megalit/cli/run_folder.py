@@ -36,7 +36,9 @@ _FREE = (
     "trainer.val_check_interval",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
+    "trainer.max_time",
     "data.init_args.num_workers",
+    "data.init_args.ignore_plan",
     "model.micro_batch",
 )
 
@@ -47,16 +49,14 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def check(self, config: dict[str, Any], overwrite: bool) -> None:
-        """Refuse a folder that holds another run, unless it may be replaced.
+    def check(self, config: dict[str, Any]) -> None:
+        """Refuse a folder that holds another run.
 
         Raises:
             UserError: the folder holds a run with another configuration, or something else.
         """
         saved = self.path / CONFIG
-        if overwrite and saved.exists():
-            self._clear()
-        elif not saved.exists():
+        if not saved.exists():
             strangers = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
             if any(not name.startswith(".") for name in strangers):
                 raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
@@ -64,7 +64,11 @@ class RunFolder:
             self._compare(saved, config)
 
     def _compare(self, saved: Path, config: dict[str, Any]) -> None:
-        difference = _difference(yaml.safe_load(saved.read_text()), config, "")
+        held = yaml.safe_load(saved.read_text())
+        if config["data"]["init_args"]["ignore_plan"]:
+            # The user asks to go on with other data.
+            held = {**held, "data": config["data"], "prepare": config["prepare"]}
+        difference = _difference(held, config, "")
         if difference:
             raise UserError(
                 f"{self.path} holds a run with another {difference}: choose another --run, or --overwrite true"
@@ -88,7 +92,7 @@ class RunFolder:
     def newest_checkpoint(self) -> Path | None:
         return Checkpoint.newest(self.path)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
         for name in (RECORD, LOSS_CURVE, CONFIG):
             (self.path / name).unlink(missing_ok=True)

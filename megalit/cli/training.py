@@ -6,6 +6,7 @@ checkpoint, measure the last weights, write the record.
 
 import argparse
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ _OURS = {
     "gradient_clip_val": None,
     "use_distributed_sampler": False,
     "reload_dataloaders_every_n_epochs": 0,
+    "limit_train_batches": None,
+    "overfit_batches": 0.0,
+    "fast_dev_run": False,
 }
 _REMEDY = {
     "accumulate_grad_batches": "model.micro_batch",
@@ -79,6 +83,11 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         if not is_union_error(error):
             raise
         raise UserError(one_line(error)) from error
+
+
+def _is_requeued() -> bool:
+    """Whether SLURM has started this job before: then --overwrite has had its effect."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def quiet() -> None:
@@ -159,14 +168,20 @@ class TrainingCLI(LightningCLI):
     def fit(self, **_: Any) -> None:
         config = self.config_init["fit"]
         run = RunFolder(Path(config.run))
-        run.check(self.plain_config, config.overwrite)
-        if run.finished is not None:
+        overwrite = config.overwrite and not _is_requeued()
+        if not overwrite:
+            run.check(self.plain_config)
+        if run.finished is not None and not overwrite:
             console.print(f"the run in {run.path} is finished:")
             console.print(result_table(run.finished))
             return
         self.prepare_data(config)
         plan = self.datamodule.plan
         self.model.check_plan(plan)
+        self.model.check_device(self.trainer.strategy.root_device)
+        if overwrite and self.trainer.is_global_zero:
+            # Not before the new run is known to be possible.
+            run.clear()
         run.start(self.plain_config)
         checkpoint = run.newest_checkpoint
         if self.trainer.is_global_zero:
@@ -176,6 +191,11 @@ class TrainingCLI(LightningCLI):
         record = self._callback(ScalingLaw)
         record.config = self.plain_config
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        done, samples = self.trainer.global_step, plan.steps * plan.global_batch
+        if samples - self.datamodule.consumed_samples >= plan.global_batch:
+            record.write(self.trainer, self.model)
+            console.print(f"stopped after step {done:,} of {plan.steps:,}: the same command continues {run.path}")
+            return
         losses = self._measure("validate")
         finished = record.finish(self.trainer, self.model, losses)
         if self.trainer.is_global_zero:

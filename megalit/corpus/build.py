@@ -10,10 +10,10 @@ from typing import Any
 
 from megalit.corpus import tables
 from megalit.corpus.documents import Document
-from megalit.corpus.readers import read
+from megalit.corpus.readers import read, text_files
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus, TableWriter
 from megalit.errors import UserError
-from megalit.files import new_folder, write_json
+from megalit.files import fingerprint, new_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,14 @@ def build_corpus(
 
 
 def input_state(source: str) -> dict[str, Any]:
-    """What tells whether an input has changed since it was read: size and time of change."""
+    """What tells whether an input has changed since it was read: sizes and times of change."""
     path = Path(source).expanduser()
-    if not path.is_file():
+    if not path.exists():
         return {"name": source}
-    stat = path.stat()
-    return {"name": source, "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+    files = text_files(path) if path.is_dir() else [path]
+    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
+    state = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return {"name": source, "bytes": sum(stat.st_size for _, stat in stats), "state": fingerprint(state)}
 
 
 def _check(settings: CorpusSettings) -> None:
@@ -179,4 +181,5 @@ def _group(settings: CorpusSettings, identifier: str) -> str:
     match = re.search(settings.validation_group, identifier)
     if match is None:
         return identifier
-    return match.group(1) if match.re.groups else match.group(0)
+    # A group that takes no part in the match tells nothing.
+    return (match.group(1) if match.re.groups else None) or match.group(0)

@@ -4,6 +4,7 @@ Held out means held out by id; this looks further, for passages that occur on bo
 overlap of word 13-grams (GPT-3, arXiv 2005.14165, appendix C).
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +21,11 @@ Hashes = npt.NDArray[np.uint64]
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _IN_WORD = np.array([byte >= 128 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
+_BETWEEN_WORDS = re.compile(r"\W+")
+# Thai to Khmer, kana, and ideographs.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 # Bytes hashed at a time; sequences across the edge of two such parts are not looked at.
 _PART = 1 << 20
 
@@ -47,7 +53,7 @@ class Contamination:
     Attributes:
         texts: texts looked at.
         touched: texts with at least one shared sequence.
-        dropped: texts above the threshold: (document id, generation or None, share), all of them.
+        contaminated: texts above the threshold: (document id, generation or None, share), all of them.
     """
 
     texts: int = 0
@@ -123,8 +129,11 @@ class ContaminationGuard:
 def _sequences(text: str, words: int) -> Hashes:
     """Hashes of all sequences of ``words`` words, ``(words in text - words + 1,)``.
 
-    A word is a run of letters, digits and underscores, in lower case; letters beyond ASCII count by their bytes.
+    A word is a run of letters, digits and underscores, in lower case; where a script has no spaces between words,
+    each character counts as one.
     """
+    if not text.isascii():
+        text = _UNSPACED.sub(r" \g<0> ", _BETWEEN_WORDS.sub(" ", text))
     data = np.frombuffer(text.lower().encode(), dtype=np.uint8)
     parts = [_part_sequences(data[begin : begin + _PART], words) for begin in range(0, len(data), _PART)]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)

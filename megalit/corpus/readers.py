@@ -51,20 +51,61 @@ def read(source: str) -> Iterator[Document]:
 
 
 def source_name(source: str) -> str:
-    """The name an input gets in the corpus' ``source`` column: its file name without endings."""
-    return Path(source).name.split(".")[0]
+    """The name an input gets in the corpus' ``source`` column: its file name without the ending."""
+    name = Path(source).name
+    endings = sorted((*JSON_LINES, ".parquet"), key=len, reverse=True)
+    return next((name[: -len(ending)] for ending in endings if name.lower().endswith(ending)), name)
 
 
 def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".zst":
+    # Some programs begin a UTF-8 file with a byte order mark, which is no part of the text.
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    if name.endswith(".zst"):
+        return io.TextIOWrapper(io.BufferedReader(_ZstdFile(path)), encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")
+
+
+class _ZstdFile(io.RawIOBase):
+    """The bytes of a zstandard file, of one or more frames; a frame that is cut off is an error, not an end.
+
+    zstandard's own reader takes the end of an incomplete frame for the end of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
         try:
             import zstandard
         except ImportError as error:
             raise missing_extra("zstandard", "data", f"reading {path}") from error
-        return io.TextIOWrapper(zstandard.open(path, "rb"), encoding="utf-8")
-    return path.open(encoding="utf-8")
+        self._file = path.open("rb")
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._pending = b""
+        self._compressed = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._pending:
+            self._compressed = self._compressed or self._file.read(1 << 17)
+            if not self._compressed:
+                if self._frame is not None:
+                    raise EOFError("the last frame has no end")
+                return 0
+            self._frame = self._frame or self._decompressor.decompressobj()
+            self._pending = self._frame.decompress(self._compressed)
+            self._compressed = b""
+            if self._frame.eof:
+                self._compressed, self._frame = self._frame.unused_data, None
+        size = min(len(buffer), len(self._pending))
+        buffer[:size], self._pending = self._pending[:size], self._pending[size:]
+        return size
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _json_lines(path: Path) -> Iterator[Document]:
@@ -74,7 +115,7 @@ def _json_lines(path: Path) -> Iterator[Document]:
         with file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _document(json.loads(line), path, f"{path} line {number}")
+                    yield _document(_parse(line), path, f"{path} line {number}")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} after line {number} is not UTF-8 ({error.reason}): convert the file to UTF-8"
@@ -83,6 +124,8 @@ def _json_lines(path: Path) -> Iterator[Document]:
         raise UserError(
             f"{path} line {number} is not JSON ({error.msg} at column {error.colno}): mend or remove the line"
         ) from error
+    except _UnreadableError as error:
+        raise UserError(f"{path} line {number} is not JSON that can be read ({error}): mend or remove it") from error
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -97,6 +140,19 @@ def _json_lines(path: Path) -> Iterator[Document]:
         ) from error
 
 
+class _UnreadableError(Exception):
+    """JSON beyond what Python reads: nested too deep, or with too long a number."""
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise _UnreadableError(str(error)) from error
+
+
 def _parquet(path: Path) -> Iterator[Document]:
     try:
         with pq.ParquetFile(path) as file:
@@ -105,13 +161,22 @@ def _parquet(path: Path) -> Iterator[Document]:
                 for row in batch.to_pylist():
                     number += 1
                     yield _document(row, path, f"{path} row {number}")
-    except pa.ArrowInvalid as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} holds text that is not UTF-8 ({error.reason}): write the file again") from error
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not a readable Parquet file ({reason}): write or copy the file again") from error
 
 
+def text_files(folder: Path) -> list[Path]:
+    """The files of a folder of texts, in the order in which they are read."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_FILES)
+
+
 def _text_folder(path: Path) -> Iterator[Document]:
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in TEXT_FILES)
+    files = text_files(path)
     if not files:
         raise UserError(f"folder {path} holds no text files: put {'/'.join(TEXT_FILES)} files there")
     for file in files:
@@ -131,6 +196,7 @@ def _document(row: Any, path: Path, place: str) -> Document:
         identifier = str(identifier)
     if not isinstance(identifier, str) or not identifier:
         raise UserError(f"{place} has no 'id': give every document a unique id")
+    _check_unicode(identifier, f"{place}: 'id'")
     text = _text(row, place)
     return Document(
         id=identifier,
@@ -146,16 +212,23 @@ def _text(row: Mapping[str, Any], place: str) -> str:
     text = row.get("text")
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{place} has no 'text': remove the row or give it text")
+    _check_unicode(text, place)
+    return text
+
+
+def _check_unicode(text: str, place: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # a lone surrogate, written as \ud800 in JSON
         raise UserError(f"{place} holds text that is not Unicode ({error.reason}): mend or remove it") from error
-    return text
 
 
 def _generations(value: Any, place: str) -> Iterator[Generation]:
     for number, item in enumerate(_objects(value, "generations", place), start=1):
-        yield Generation(str(item.get("style") or "generation"), _text(item, f"{place}, generation {number},"))
+        here = f"{place}, generation {number},"
+        style = str(item.get("style") or "generation")
+        _check_unicode(style, f"{here} 'style'")
+        yield Generation(style, _text(item, here))
 
 
 def _thoughts(value: Any, text: str, place: str) -> Iterator[Thought]:

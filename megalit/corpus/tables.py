@@ -48,26 +48,32 @@ GENERATIONS = pa.schema(
 THOUGHTS = GENERATIONS.append(pa.field("character_offset", pa.int64()))
 
 
-class TableWriter:
-    """Writes rows to a Parquet file in batches, so that memory does not grow with the table."""
+# Bounds of a row group, the part of a table that is in memory at once.
+_GROUP_ROWS, _GROUP_CHARACTERS = 1024, 2**23
 
-    def __init__(self, path: Path, schema: pa.Schema, batch_rows: int = 2048) -> None:
+
+class TableWriter:
+    """Writes rows to a Parquet file in groups, so that memory grows neither with the table nor with its texts."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.rows = 0
         self._schema = schema
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-        self._batch_rows = batch_rows
         self._pending: list[dict[str, Any]] = []
+        self._characters = 0
 
     def write(self, row: dict[str, Any]) -> None:
         self._pending.append(row)
         self.rows += 1
-        if len(self._pending) >= self._batch_rows:
+        self._characters += len(row.get("text", ""))
+        if len(self._pending) >= _GROUP_ROWS or self._characters >= _GROUP_CHARACTERS:
             self._flush()
 
     def _flush(self) -> None:
         if self._pending:
             self._writer.write_table(pa.Table.from_pylist(self._pending, schema=self._schema))
             self._pending.clear()
+            self._characters = 0
 
     def __enter__(self) -> "TableWriter":
         return self
@@ -106,7 +112,7 @@ class Corpus:
 
     @staticmethod
     def batches(path: Path, split: str, columns: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
-        """Yield the rows of the Parquet file at ``path`` in one split, a batch at a time.
+        """Yield the rows of the Parquet file at ``path`` in one split, a row group at a time.
 
         A file that is not there has no rows: a corpus need not have generations or thoughts.
         """
@@ -114,7 +120,8 @@ class Corpus:
             return
         wanted = None if columns is None else sorted({*columns, "split"})
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024, columns=wanted):
-                rows = [row for row in batch.to_pylist() if row["split"] == split]
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=wanted)
+                rows = [row for row in table.to_pylist() if row["split"] == split]
                 if rows:
                     yield rows

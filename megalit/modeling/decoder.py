@@ -108,6 +108,14 @@ class Decoder(lightning.LightningModule):
                 "raise it, or leave it out to follow the data"
             )
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device that the attention's kernel does not run on.
+
+        Raises:
+            UserError: see :func:`megalit.modeling.attention.resolve`.
+        """
+        resolve(self.attention, device, masked=not self.cross_document_attention)
+
     @property
     def _data_plan(self) -> TrainingPlan | None:
         plan: TrainingPlan | None = getattr(getattr(self._trainer, "datamodule", None), "plan", None)

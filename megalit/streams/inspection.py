@@ -83,6 +83,7 @@ class PieceInWindow:
     Attributes:
         name: document id, or the name of a literal.
         generation: index among the document's generations or thoughts; None for real text and literals.
+        row: of the table of pieces.
         start, stop: token range inside the piece.
         tokens: the token ids.
         literal: whether it stands in no document.
@@ -90,6 +91,7 @@ class PieceInWindow:
 
     name: str
     generation: int | None
+    row: int
     start: int
     stop: int
     tokens: list[int]
@@ -120,5 +122,7 @@ def window_of_sample(mixture: Mixture, sample: int) -> tuple[str, int, int, list
         document, generation = int(table.document[row]), int(table.generation[row])
         name = _LITERALS[row] if document < 0 else str(stream.tables.ids[document].as_py())
         tokens = table.read(row)[start:stop].tolist()
-        found.append(PieceInWindow(name, generation if generation >= 0 else None, start, stop, tokens, document < 0))
+        found.append(
+            PieceInWindow(name, generation if generation >= 0 else None, row, start, stop, tokens, document < 0)
+        )
     return stream.name, epoch, window, found

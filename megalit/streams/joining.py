@@ -67,7 +67,7 @@ def _from_arrays(arrays: Any, stores: StoreSet, literals: Literals) -> PieceTabl
         Group(int(first), start, count)
         for first, start, count in zip(arrays["first"], arrays["start"], arrays["count"], strict=True)
     )
-    return PieceTables(stores.real, arrays["kept"], table, real, generations, thoughts, segments)
+    return PieceTables(stores, arrays["kept"], table, real, generations, thoughts, segments)
 
 
 def _buffers(stores: StoreSet, literals: Literals) -> list[npt.NDArray[Any]]:
@@ -102,7 +102,7 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
     thought_parts = [_joined(stores.thoughts, real, place)] if stores.thoughts else []
     thoughts = build.add_sorted([stores.thoughts] if stores.thoughts else [], thought_parts, len(kept))
     segments = _add_segments(build, stores.real, kept, lengths, thought_parts, thoughts)
-    return PieceTables(stores.real, kept, build.finish(), real_group, generations, thoughts, segments)
+    return PieceTables(stores, kept, build.finish(), real_group, generations, thoughts, segments)
 
 
 def _subset(ids: pa.ChunkedArray, fraction: float) -> Integers:

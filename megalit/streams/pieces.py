@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from megalit.errors import UserError
-from megalit.streams.store import TokenStore
+from megalit.streams.store import StoreSet
 
 Integers = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]
@@ -98,7 +98,7 @@ class PieceTables:
     """All pieces of a data set, by kind.
 
     Attributes:
-        store: of the real documents.
+        stores: where the pieces lie.
         kept: the documents that take part, as items of the store.
         table: the rows.
         real: one row for each document.
@@ -107,7 +107,7 @@ class PieceTables:
         path: an order that puts related documents side by side, or None.
     """
 
-    store: TokenStore
+    stores: StoreSet
     kept: Integers
     table: PieceTable
     real: Group
@@ -127,7 +127,18 @@ class PieceTables:
     @cached_property
     def ids(self) -> pa.Array:
         """Ids of the documents; read when they are asked for, because training never needs them."""
-        return self.store.items(["document_id"]).column(0).combine_chunks().take(pa.array(self.kept))
+        return self.stores.real.items(["document_id"]).column(0).combine_chunks().take(pa.array(self.kept))
+
+    def recipe(self, row: int) -> str | None:
+        """What made a generation or thought; None for real text and literals. Reads the store's table."""
+        chunk = int(self.table.buffer[row]) - 1  # behind the literals
+        for store in self.stores.training:
+            if 0 <= chunk < len(store.buffers):
+                item = store.item_at(chunk, int(self.table.begin[row]))
+                recipe: str | None = store.items(["recipe"]).column(0)[item].as_py()
+                return recipe
+            chunk -= len(store.buffers)
+        return None
 
     def require_generations(self, count: int) -> None:
         """Check that every document has ``count`` generations.

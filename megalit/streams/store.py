@@ -197,6 +197,11 @@ class TokenStore:
         begins = np.concatenate([chunk.offsets[:-1] for chunk in self._chunks])
         return np.searchsorted(self._first, items, side="right") - 1, begins[items]
 
+    def item_at(self, chunk: int, begin: int) -> int:
+        """The item whose tokens begin there: the inverse of :meth:`locate` for items that have tokens."""
+        place = int(np.searchsorted(self._chunks[chunk].offsets, begin, side="right")) - 1
+        return int(self._first[chunk]) + place
+
     def items(self, columns: list[str] | None = None) -> pa.Table:
         """The table of items, in the order of the store."""
         try:

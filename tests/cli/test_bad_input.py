@@ -61,6 +61,13 @@ CONFIGURATION = {
     ("--trainer.max_steps", "5"): "use data.real_epochs or data.total_tokens",
     ("--trainer.gradient_clip_val", "1"): "use model.gradient_clip",
     ("--checkpoint.keep", "0"): "checkpoint.keep is 0",
+    ("--trainer.limit_train_batches", "3"): "trainer.limit_train_batches is set",
+    ("--trainer.fast_dev_run", "true"): "trainer.fast_dev_run is set",
+    ("--data.seed", "-1"): "data.seed is -1",
+    ("--data.num_workers", "-1"): "data.num_workers is -1",
+    ("--data.global_batch_tokens", "-128"): "no multiple of data.context_length",
+    ("--model.attention", "flash3"): "it needs an NVIDIA GPU",
+    ("--model.regularization.dropout", "1.0"): "model.regularization.dropout is 1.0",
     ("--config", "absent.yaml"): "absent.yaml",
 }
 
@@ -105,6 +112,13 @@ INPUTS: dict[str, tuple[Callable[[Path], str], str]] = {
         lambda p: _write(p, "x.jsonl", (json.dumps(ROW) + "\n").encode() * 2),
         "x.jsonl line 2 repeats the id 'a'",
     ),
+    "id": (lambda p: _write(p, "x.jsonl", b'{"id": "\\ud800", "text": "a"}\n'), "'id' holds text that is not Unicode"),
+    "style": (
+        lambda p: _write(p, "x.jsonl", b'{"id": "a", "text": "b", "generations": [{"style": "\\ud800", "text": "c"}]}'),
+        "'style' holds text that is not Unicode",
+    ),
+    "deep": (lambda p: _write(p, "x.jsonl", b'{"id": ' + b"[" * 100_000), "line 1 is not JSON that can be read"),
+    "long": (lambda p: _write(p, "x.jsonl", b'{"id": ' + b"1" * 5000 + b"}"), "line 1 is not JSON that can be read"),
     "empty": (lambda p: _write(p, "x.jsonl", b""), "the corpus is empty"),
 }
 

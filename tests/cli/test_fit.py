@@ -6,12 +6,14 @@ import signal
 import time
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 import yaml
 from data_sets import DataSet, make_rows, write_jsonl
 from running import Run, start
 
+from megalit.callbacks import Checkpoint
 from megalit.scaling.records import read_record
 
 
@@ -220,3 +222,48 @@ def test_two_processes_give_the_result_of_one(run: Run, from_files: Path, tmp_pa
         [loss for _, loss in losses(tmp_path / "one")], abs=1e-4
     )
     assert both.losses["iid"]["nats_per_token"] == pytest.approx(one.losses["iid"]["nats_per_token"], abs=1e-4)
+
+
+@pytest.fixture
+def stopped(run: Run, small: Path) -> Path:
+    """The folder of a run that was stopped after step 12, as a time limit or early stopping would."""
+
+    def stop(self: Checkpoint, trainer: lightning.Trainer, *_: object) -> None:
+        trainer.should_stop = trainer.global_step == 12
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "on_train_batch_end", stop)
+        assert run("fit", "--config", small) == 0
+    return small.parent / "run"
+
+
+def test_a_run_that_stops_early_is_not_finished_and_continues(
+    run: Run, small: Path, stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = read_record(tmp_path / "run")
+    assert record.status == "running"
+    assert record.steps == 12
+    assert sum(record.tokens_seen.values()) == 12 * 4 * 32
+    assert run("fit", "--config", small) == 0
+    assert "step-000000012.ckpt" in capsys.readouterr().err
+    assert run("fit", "--config", small, "--run", "whole") == 0
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_run_is_not_replaced_by_one_that_cannot_start(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("fit", "--config", small) == 0
+    before = sorted((tmp_path / "run").rglob("*"))
+    assert run("fit", "--config", small, "--data.stores", "nowhere", "--overwrite", "true") == 2
+    assert sorted((tmp_path / "run").rglob("*")) == before
+
+
+def test_a_run_goes_on_with_other_data_when_it_is_told_to(run: Run, small: Path, stopped: Path, tmp_path: Path) -> None:
+    done = 12
+    other = ["--data.generations", "2", "--data.global_batch", "8"]
+    assert run("fit", "--config", small, *other) == 2
+    assert run("fit", "--config", small, *other, "--data.ignore_plan", "true") == 0
+    # 40 steps of 4 windows were planned; the rest of the windows came in eights.
+    state = torch.load(max((tmp_path / "run" / "checkpoints").iterdir()), weights_only=True)
+    (data,) = [value for key, value in state.items() if "Stream" in key]
+    assert data["steps"] == state["global_step"] == done + (20 * 8 - done * 4) // 8
+    assert data["consumed_samples"] == done * 4 + (data["steps"] - done) * 8

@@ -13,7 +13,7 @@ from data_sets import make_rows, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalit.corpus.build import CorpusSettings, build_corpus, validation_split
+from megalit.corpus.build import CorpusSettings, build_corpus, input_state, validation_split
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.errors import UserError
 
@@ -116,3 +116,26 @@ def test_a_killed_build_leaves_no_corpus_and_the_next_one_clears_up(tmp_path: Pa
     corpus = build(tmp_path, make_rows(10))
     assert corpus.manifest["documents"]
     assert not list(tmp_path.glob(".corpus.building-*"))
+
+
+def test_a_folder_of_texts_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("one")
+    before = input_state(str(tmp_path / "texts"))
+    assert input_state(str(tmp_path / "texts")) == before
+    (tmp_path / "texts" / "b.txt").write_text("two")
+    assert input_state(str(tmp_path / "texts")) != before
+
+
+def test_memory_is_bounded_by_the_text_of_a_group(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "text": f"{n} " + "x" * 1_000_000} for n in range(40)]
+    corpus = build(tmp_path, rows, validation_fraction=0.1)
+    sizes = [
+        sum(len(row["text"]) for row in batch) for batch in Corpus.batches(corpus.folder / "documents.parquet", "train")
+    ]
+    assert len(sizes) >= 4
+    assert max(sizes) < 10_000_000
+
+
+def test_a_group_that_takes_no_part_in_the_match_groups_by_the_match(tmp_path: Path) -> None:
+    assert build(tmp_path, make_rows(30), validation_group=r"^(x)?document-\d").manifest["documents"]

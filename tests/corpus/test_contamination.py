@@ -95,3 +95,12 @@ def test_settings_that_cannot_work() -> None:
         ContaminationGuard(GuardSettings(words=-1), [])
     with pytest.raises(UserError, match="threshold"):
         ContaminationGuard(GuardSettings(threshold=2), [])
+
+
+def test_text_without_spaces_is_compared_by_characters() -> None:
+    text = "天地玄黄宇宙洪荒日月盈昃辰宿列张寒来暑往秋收冬藏"
+    guard = ContaminationGuard(GuardSettings(13), [text])
+    assert guard.share(f"前言。{text}") > 0.7
+    assert guard.share(text[::-1]) == 0
+    quoted = ContaminationGuard(GuardSettings(3), ["one two three four"])
+    assert quoted.share("“one two”—three four") == 1

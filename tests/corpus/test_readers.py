@@ -120,3 +120,38 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         list(read("absent.jsonl"))
     with pytest.raises(UserError, match="holds no text files"):
         list(read(str(tmp_path)))
+
+
+def test_a_compressed_file_that_is_cut_off_anywhere_is_an_error(tmp_path: Path) -> None:
+    """Also where the cut falls between two lines."""
+    lines = b"".join(json.dumps({"id": str(n), "text": "word " * 20}).encode() + b"\n" for n in range(3000))
+    whole = zstandard.compress(lines[: len(lines) // 2]) + zstandard.compress(lines[len(lines) // 2 :])
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(whole)
+    assert len(list(read(str(path)))) == 3000
+    end_of_first = len(zstandard.compress(lines[: len(lines) // 2]))
+    for size in [*range(1, len(whole), max(1, len(whole) // 40)), len(whole) - 1]:
+        if size != end_of_first:
+            path.write_bytes(whole[:size])
+            with pytest.raises(UserError, match="is cut off"):
+                list(read(str(path)))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.JSONL").write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS[1]).encode())
+    assert [document.id for document in read(str(tmp_path / "x.JSONL"))] == ["b"]
+
+
+def test_parquet_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a"], "text": pa.array([b"\xff\xfe"]).cast(pa.binary()).view(pa.string())})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="holds text that is not UTF-8"):
+        list(read(str(tmp_path / "x.parquet")))
+    pq.write_table(
+        pa.Table.from_pylist([{"id": str(n), "text": "words " * 50} for n in range(500)]), tmp_path / "y.parquet"
+    )
+    data = bytearray((tmp_path / "y.parquet").read_bytes())
+    data[40:400] = bytes(360)
+    (tmp_path / "y.parquet").write_bytes(data)
+    with pytest.raises(UserError, match="is not a readable Parquet file"):
+        list(read(str(tmp_path / "y.parquet")))

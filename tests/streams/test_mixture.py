@@ -3,6 +3,7 @@
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,3 +262,44 @@ def test_latent_thoughts_need_a_tokenizer_for_their_markers(data_set: DataSet, t
             (tmp_path / store.name).symlink_to(store)
     with pytest.raises(UserError, match="holds no tokenizer to encode '<think>'"):
         _ = LatentThoughtStream(stores=str(tmp_path), total_tokens=64).plan
+
+
+def test_streams_that_change_names_do_not_change_places(data_set: DataSet) -> None:
+    """The plans of one run lie on the disk while another is planned."""
+
+    def streams(real: str, thoughts: str) -> MixtureStream:
+        parts = [MixedStream("real", 0.5, name=real), MixedStream("latent_thoughts", 0.5, name=thoughts)]
+        return MixtureStream(parts, stores=str(data_set.folder), total_tokens=640, **SMALL)
+
+    first, second = streams("a", "b"), streams("b", "a")
+    assert [s.unique_tokens for s in first.plan.streams] == [s.unique_tokens for s in second.plan.streams]
+
+
+@pytest.mark.parametrize(
+    ("stream", "settings"),
+    [
+        (StitchedStream, ({"separator": "a"}, {"separator": "b"})),
+        (LatentThoughtStream, ({"thought_start": "a"}, {"thought_start": "b"})),
+    ],
+)
+def test_a_plan_knows_the_tokens_between_pieces(stream: Any, settings: Any, data_set: DataSet) -> None:
+    plans = [stream(stores=str(data_set.folder), total_tokens=640, **SMALL, **part).plan for part in settings]
+    assert plans[0].streams == plans[1].streams
+    assert plans[0].fingerprint != plans[1].fingerprint
+    assert "literals" in str(plans[0].first_difference(plans[1].to_json()))
+
+
+def test_a_stream_shorter_than_a_window_is_named(data_set: DataSet) -> None:
+    tokens = RealStream(stores=str(data_set.folder), total_tokens=640, **SMALL).plan.unique_real_tokens
+    settings: dict[str, Any] = {"epoch_order": "paper", "real_document": "absent", "generations": 1}
+    with pytest.raises(UserError, match=r"the stream 'stitched' has \d+ tokens"):
+        _ = StitchedStream(
+            stores=str(data_set.folder), context_length=tokens - 1, global_batch=1, total_tokens=tokens, **settings
+        ).plan
+
+
+@pytest.mark.parametrize("fraction", [0.07, 0.14, 0.25, 0.55, 1.0])
+def test_a_subset_has_the_share_that_is_asked_for(data_set: DataSet, fraction: float) -> None:
+    data = RealStream(stores=str(data_set.folder), total_tokens=64, real_fraction=fraction, **SMALL)
+    documents = data_set.stores.real.manifest.items
+    assert data.mixture.streams[0].tables.documents == -(-documents * Fraction(str(fraction)) // 1)

@@ -1,5 +1,6 @@
 """Related documents come to stand side by side."""
 
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -85,3 +86,16 @@ def test_embeddings_that_do_not_fit_are_named(data_set: DataSet, tmp_path: Path)
         plan(path)
     with pytest.raises(UserError, match="set data.document_order to related"):
         RealStream(embeddings="x", **SMALL)
+
+
+def test_a_plan_knows_the_content_of_the_embeddings_and_not_their_name(data_set: DataSet, tmp_path: Path) -> None:
+    def plan(path: Path) -> str:
+        settings = {**SMALL, "document_order": "related", "embeddings": str(path)}
+        return RealStream(stores=str(data_set.folder), **settings).plan.fingerprint  # type: ignore[arg-type]
+
+    path, _ = embeddings(data_set, tmp_path / "e.parquet")
+    first = plan(path)
+    assert plan(Path(shutil.copy(path, tmp_path / "f.parquet"))) == first
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "embedding", table["embedding"].take(pa.array(range(len(table))[::-1]))), path)
+    assert plan(path) != first

@@ -65,10 +65,17 @@ def test_loader_processes_change_nothing(data_set: DataSet, workers: int) -> Non
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 60), st.sampled_from(["documents", "windows", "sequential", "paper"]))
-def test_a_fresh_process_reads_the_same_window_for_a_sample(data_set: DataSet, sample: int, order: str) -> None:
-    """No state but the sample's number: a new data module, far into the run, gives the same window."""
+def test_a_fresh_node_reads_the_same_window_for_a_sample(
+    data_set: DataSet, tmp_path_factory: pytest.TempPathFactory, sample: int, order: str
+) -> None:
+    """No state but the sample's number: without plans on the disk, far into the run, it gives the same window."""
 
     def read(samples: range) -> torch.Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MEGALIT_PLANS", str(tmp_path_factory.mktemp("node")))
+            return windows(samples)
+
+    def windows(samples: range) -> torch.Tensor:
         data = SimpleStream(
             stores=str(data_set.folder),
             context_length=64,
@@ -88,7 +95,7 @@ def test_another_plan_is_refused_by_the_first_difference(data_set: DataSet) -> N
         return SimpleStream(stores=str(data_set.folder), **values)
 
     saved = module()
-    state = {"consumed_samples": 40, "plan": saved.plan.to_json(), "fingerprint": saved.plan.fingerprint}
+    state = {"consumed_samples": 40, "steps": 10, "plan": saved.plan.to_json(), "fingerprint": saved.plan.fingerprint}
     same = module()
     same.load_state_dict(state)
     assert same._start_samples == 40
@@ -112,3 +119,21 @@ def test_a_batch_that_does_not_divide_among_devices_is_refused(
     monkeypatch.setattr(SimpleStream, "_world_size", 2)
     with pytest.raises(UserError, match="does not divide among 2 devices"):
         data.setup("fit")
+
+
+def test_a_position_survives_another_batch_size(data_set: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def module(**changed: Any) -> SimpleStream:
+        values: dict[str, Any] = {"context_length": 16, "global_batch": 4, "total_tokens": 16 * 4 * 40, **changed}
+        return SimpleStream(stores=str(data_set.folder), **values)
+
+    saved = module()
+    monkeypatch.setattr(SimpleStream, "_steps_done", 10)
+    state = saved.state_dict()
+    assert state["consumed_samples"] == 40
+    other = module(global_batch=8, ignore_plan=True)
+    other.load_state_dict(state)
+    first = next(iter(other.train_dataloader()))
+    assert first["provenance"][:, 0].tolist() == list(range(40, 48))
+    assert len(other.train_dataloader()) == 10 + (160 - 40) // 8
+    monkeypatch.setattr(SimpleStream, "_steps_done", 15)
+    assert other.state_dict()["consumed_samples"] == 40 + 5 * 8

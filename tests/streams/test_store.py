@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from data_sets import DataSet
 from litdata import StreamingDataset
@@ -156,3 +158,42 @@ def test_stores_of_two_tokenizers_do_not_go_together(data_set: DataSet, tmp_path
 def test_a_folder_without_stores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no token store of real documents"):
         open_stores(tmp_path)
+
+
+def test_a_build_is_read_back_before_it_appears(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = building._finish_chunks
+
+    def damage(writer: object, folder: Path) -> None:
+        finish(writer, folder)  # type: ignore[arg-type]
+        chunk = next(folder.glob("*.bin"))
+        chunk.write_bytes(chunk.read_bytes()[:-2] + b"\x05\x00")
+
+    monkeypatch.setattr(building, "_finish_chunks", damage)
+    with pytest.raises(UserError, match="does not hold what its manifest says"):
+        build_store(tmp_path / "s", "real", real_rows(data_set.corpus, TRAIN), data_set.tokenizer, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verification_finds_documents_that_have_changed_places(store: Path) -> None:
+    path = store / "items.parquet"
+    table = pq.read_table(path)
+    swapped = table["document_id"].take(pa.array([1, 0, *range(2, len(table))]))
+    pq.write_table(table.set_column(0, "document_id", swapped), path)
+    with pytest.raises(UserError, match=r"items.parquet does not hold what was written"):
+        building.verify(store)
+
+
+@pytest.mark.parametrize("name", ["items.parquet", "index.json", "manifest.json"])
+def test_files_that_cannot_be_read_are_named(store: Path, name: str) -> None:
+    (store / name).write_bytes((store / name).read_bytes()[:50] if name != "manifest.json" else b"[]")
+    with pytest.raises(UserError, match=name):
+        TokenStore(store).items()
+
+
+def test_a_folder_without_manifest_is_not_built_over(data_set: DataSet, tmp_path: Path) -> None:
+    (tmp_path / "validation").mkdir()
+    with pytest.raises(UserError, match="validation is there and is no finished store: move it away"):
+        building.build_stores(data_set.corpus, [], data_set.tokenizer, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["validation"]
