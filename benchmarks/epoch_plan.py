@@ -10,42 +10,15 @@ import argparse
 import json
 import os
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import PeakMemory
 from synthetic import write_stores
 
 from megalit.streams import StitchedStream
-
-
-class PeakMemory:
-    """Largest anonymous memory of this process inside the block, above what it had: mapped files do not count."""
-
-    def __enter__(self) -> "PeakMemory":
-        self._base = self.peak = _anonymous()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.005):
-            self.peak = max(self.peak, _anonymous())
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.megabytes = (self.peak - self._base) / 1e6
-
-
-def _anonymous() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this benchmark needs Linux")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from memory import PeakMemory
 
 
 def texts(documents: list[str], megabytes: int) -> Iterator[str]:
@@ -42,8 +43,6 @@ def rows(documents: list[str], megabytes: int, batch: int = 1024) -> Iterator[li
 
 def measure(kind: str, megabytes: int, folder: Path) -> None:
     """One way of tokenizing in a process of its own; prints seconds and peak memory."""
-    import resource
-
     from megalit.corpus.contamination import Contamination, ContaminationGuard, GuardSettings
     from megalit.corpus.tokenizers import Tokenizer
     from megalit.streams.building import build_store
@@ -53,16 +52,16 @@ def measure(kind: str, megabytes: int, folder: Path) -> None:
     batches: Iterator[list[dict[str, Any]]] = rows(documents, megabytes)
     guard = ContaminationGuard(GuardSettings(), texts(documents, 1))
     began = time.perf_counter()
-    if kind == "encode_batch":
-        for batch in batches:
-            tokenizer._backend.encode_batch_fast([row["text"] for row in batch], add_special_tokens=False)
-    else:
-        if kind == "store_guarded":
-            batches = guard.filter(batches, Contamination())
-        build_store(folder / f"{kind}-{megabytes}", "real", batches, tokenizer, {})
+    with PeakMemory() as memory:
+        if kind == "encode_batch":
+            for batch in batches:
+                tokenizer._backend.encode_batch_fast([row["text"] for row in batch], add_special_tokens=False)
+        else:
+            if kind == "store_guarded":
+                batches = guard.filter(batches, Contamination())
+            build_store(folder / f"{kind}-{megabytes}", "real", batches, tokenizer, {})
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "peak_mb": round(peak)}))
+    print(json.dumps({"seconds": seconds, "peak_mb": round(memory.megabytes)}))
 
 
 def run(kind: str, megabytes: int, folder: Path) -> dict[str, Any]:

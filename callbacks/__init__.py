@@ -3,5 +3,6 @@
 from megalit.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from megalit.callbacks.progress import Progress
 from megalit.callbacks.scaling_law import ScalingLaw
+from megalit.callbacks.throughput import Throughput
 
-__all__ = ["AtomicCheckpointIO", "Checkpoint", "Progress", "ScalingLaw"]
+__all__ = ["AtomicCheckpointIO", "Checkpoint", "Progress", "ScalingLaw", "Throughput"]

@@ -1,5 +1,6 @@
 """Checkpoints that exist whole or not at all, by step and by time."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,19 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from lightning.pytorch import callbacks
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from megalit.errors import UserError
-from megalit.files import write_atomic
+from megalit.files import publish, write_atomic
 
 # How often ranks agree on the clock; one small broadcast each time.
 _CLOCK_STEPS = 20
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary name, flushes it to the disk and renames it."""
+    """Writes a checkpoint to a temporary name, flushes it to the disk and renames it; reads sharded ones too."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
@@ -28,9 +31,53 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise error.__context__ from error
             raise
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint; one that was written in shards is put together, so that any strategy goes on with it."""
+        if not Path(path).is_dir():
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location or _cpu, weights_only)
+            return checkpoint
+        checkpoint = _load_distributed_checkpoint(Path(path))
+        names = sorted(key for key in checkpoint if key.startswith("optimizer_"))
+        checkpoint["optimizer_states"] = [checkpoint.pop(name) for name in names]
+        return checkpoint
+
+
+def _cpu(storage: Any, location: str) -> Any:
+    return storage
+
+
+def _by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """An optimizer's state by parameter name, from one by parameter number."""
+    return {
+        "state": {names[number]: value for number, value in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]
+        ],
+    }
+
+
+def _by_position(state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state by parameter number, as torch's optimizers have it, from one by parameter name."""
+    names = [name for group in state["param_groups"] for name in group["params"]]
+    number = {name: place for place, name in enumerate(names)}
+    return {
+        "state": {number[name]: value for name, value in state["state"].items()},
+        "param_groups": [
+            {**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]
+        ],
+    }
+
+
+def _has(state: dict[str, Any], kind: type) -> bool:
+    """Whether a state's parameters go by numbers (``int``) or names (``str``)."""
+    return any(isinstance(key, kind) for group in state.get("param_groups", ()) for key in group["params"])
+
 
 class Checkpoint(callbacks.Checkpoint):
     """Saves the whole state of training into ``checkpoints/`` of the run folder.
+
+    A checkpoint is a file, or a folder where the model is sharded (each rank writes its part); either has its name
+    only when it is complete.
 
     Args:
         every_n_steps: save after so many optimizer steps; null leaves it to the clock.
@@ -72,7 +119,8 @@ class Checkpoint(callbacks.Checkpoint):
         if by_step or self._clock_says_so(trainer, step):
             self._save(trainer)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Not when training ends: callbacks that average weights have put the average into the model by then.
         if trainer.global_step != self._saved_step:
             self._save(trainer)
 
@@ -83,6 +131,20 @@ class Checkpoint(callbacks.Checkpoint):
         if loop is not None and trainer.global_step and not self._is_over(trainer):
             # Lightning counts an epoch that was stopped early as completed, and would not go on with it.
             loop["epoch_progress"]["current"].update(processed=0, completed=0)
+        # Numbers depend on how parameters are grouped, and Lightning's sharded strategy counts them in another way.
+        names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+        checkpoint["optimizer_states"] = [
+            _by_name(state, [names[id(p)] for group in optimizer.param_groups for p in group["params"]])
+            if _has(state, int)
+            else state
+            for optimizer, state in zip(trainer.optimizers, checkpoint.get("optimizer_states", []), strict=True)
+        ]
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        states = checkpoint.get("optimizer_states", [])
+        checkpoint["optimizer_states"] = [_by_position(state) if _has(state, str) else state for state in states]
 
     @staticmethod
     def _is_over(trainer: lightning.Trainer) -> bool:
@@ -97,9 +159,38 @@ class Checkpoint(callbacks.Checkpoint):
 
     def _save(self, trainer: lightning.Trainer) -> None:
         folder = self.folder(Path(trainer.default_root_dir))
-        trainer.save_checkpoint(folder / f"step-{trainer.global_step:09d}.ckpt", weights_only=False)
+        target = folder / f"step-{trainer.global_step:09d}.ckpt"
+        sharded = isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint
+        if sharded:
+            self._save_shards(trainer, target)
+        else:
+            trainer.save_checkpoint(target, weights_only=False)
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             for old in sorted(folder.glob("step-*.ckpt"))[: -self.keep]:
-                old.unlink()
+                _remove(old)
+
+    @staticmethod
+    def _save_shards(trainer: lightning.Trainer, target: Path) -> None:
+        """Every rank writes its part into a hidden folder, which gets its name when all are on the disk."""
+        hidden = target.with_name(f".{target.name}.writing")
+        if trainer.is_global_zero:
+            for abandoned in target.parent.glob(".step-*.ckpt.*"):
+                shutil.rmtree(abandoned)
+        trainer.strategy.barrier()
+        trainer.save_checkpoint(hidden, weights_only=False)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            publish(hidden, target)
+        trainer.strategy.barrier()
+
+
+def _remove(checkpoint: Path) -> None:
+    if checkpoint.is_file():
+        checkpoint.unlink()
+    else:
+        # A folder is removed file by file: without its name it is no checkpoint in the meantime.
+        doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed)

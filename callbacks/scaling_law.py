@@ -8,6 +8,7 @@ import lightning
 import torch
 
 from megalit.errors import UserError
+from megalit.scaling.devices import peak_flops
 from megalit.scaling.records import CurvePoint, RunRecord, bits_per_byte, environment
 
 
@@ -91,7 +92,7 @@ class ScalingLaw(lightning.Callback):
                 for suite, loss in latest.items()
             },
             wall_seconds=self._seconds(),
-            environment=environment(_devices(trainer)),
+            environment=environment(_devices(trainer)) | {"peak_flops": peak_flops(_devices(trainer))},
             seeds={"model": model.seed or 0, "data": data.seed or 0},
             steps=steps,
             training_curve=self._training,

@@ -111,14 +111,19 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         folder.chmod(0o777 & ~_umask())
         yield folder
-        for path in sorted(folder.rglob("*")):
-            _fsync(path)
-        _fsync(folder)
-        folder.rename(target)
-        _fsync(target.parent)
+        publish(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Flush a folder with all that is in it to the disk and rename it."""
+    for path in sorted(folder.rglob("*")):
+        _fsync(path)
+    _fsync(folder)
+    folder.rename(target)
+    _fsync(target.parent)
 
 
 def _umask() -> int:

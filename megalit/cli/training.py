@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Progress, ScalingLaw
+from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Progress, ScalingLaw, Throughput
 from megalit.cli.console import console
 from megalit.cli.parsing import is_union_error, one_line
 from megalit.cli.prepare import PrepareSettings, prepare
@@ -101,6 +101,7 @@ def quiet() -> None:
         ".*isinstance.*LeafSpec.*",
         ".*GPU available but not used.*",
         ".*Experiment logs directory .* exists.*",
+        ".*WeightAveraging callback with a model that overrides.*",  # sharded models are refused
     ):
         warnings.filterwarnings("ignore", message=pattern)
 
@@ -123,6 +124,7 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(ScalingLaw, "record")
         parser.add_lightning_class_args(Progress, "progress")
+        parser.add_lightning_class_args(Throughput, "throughput")
 
     def before_instantiate_classes(self) -> None:
         config = self.config if self.subcommand is None else self.config[self.subcommand]
@@ -157,11 +159,16 @@ class TrainingCLI(LightningCLI):
         trainer = self.config_init[self.verb].trainer
         if trainer.logger is True:
             # Each start writes a folder of its own: what was logged before stays.
-            trainer.logger = CSVLogger(trainer.default_root_dir, name=METRICS) if self.verb == "fit" else False
+            trainer.logger = self._loggers(trainer.default_root_dir) if self.verb == "fit" else False
         plugins = trainer.plugins or []
         return super().instantiate_trainer(
             plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()], **kwargs
         )
+
+    @staticmethod
+    def _loggers(folder: str) -> list[Any]:
+        table = CSVLogger(folder, name=METRICS)
+        return [table, TensorBoardLogger(folder, name=METRICS, version=f"version_{table.version}")]
 
     # The verbs -------------------------------------------------------------------------------------
 

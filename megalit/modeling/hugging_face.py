@@ -1,6 +1,7 @@
 """To and from the Hugging Face format: safetensors and config.json, as transformers and vLLM read them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,27 @@ _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
-def export(model: Any, folder: Path, dtype: torch.dtype, context_length: int, bos: int | None, eos: int | None) -> None:
+def export(
+    model: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    context_length: int,
+    bos: int | None = None,
+    eos: int | None = None,
+    beside: Callable[[Path], object] = lambda folder: None,
+) -> None:
     """Write a model's weights and configuration to ``folder``, which appears as a whole.
 
     Args:
         model: a :class:`megalit.modeling.decoder.Decoder` whose weights are built.
-        folder: must not be there yet; a tokenizer may be put beside the files.
+        folder: must not be there yet.
         dtype: of the stored weights.
         context_length: the longest context that the model is for, in tokens.
         bos, eos: token ids around a document.
+        beside: puts more files into the folder, those of a tokenizer for example.
     """
     with new_folder(folder) as temporary:
+        beside(temporary)
         weights = {name: value.detach().to(dtype).contiguous() for name, value in to_hugging_face(model).items()}
         save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
         config = configuration(model.shape, model.vocabulary_size, dtype, context_length)
@@ -104,6 +115,11 @@ def read_shape(folder: Path) -> Shape:
         tie_embeddings=bool(config.get("tie_word_embeddings", False)),
         qk_norm=qk_norm,
     )
+
+
+def read_vocabulary_size(folder: Path) -> int:
+    """Rows of the embedding of the model in a folder."""
+    return int(_config(folder)["vocab_size"])
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -86,6 +86,7 @@ class LanguageModel(Decoder):
         regularization = Regularization(**regularization) if isinstance(regularization, dict) else regularization
         if weights is not None:
             shape = hugging_face.read_shape(Path(weights))
+            vocabulary_size = vocabulary_size or hugging_face.read_vocabulary_size(Path(weights))
         super().__init__(
             shape, vocabulary_size, init_std, seed, attention, cross_document_attention, bos, regularization
         )
@@ -155,6 +156,23 @@ class LanguageModel(Decoder):
             self.lm_head.evaluate = torch.compile(self.lm_head.evaluate)
         if self.device_mesh is not None:
             sharding.shard(self, self.device_mesh)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another shape.
+
+        Raises:
+            UserError: it lacks a tensor or has one of another shape; the message names it.
+        """
+        found = checkpoint.get("state_dict")
+        if not found:  # a sharded one, which its strategy reads
+            return
+        for name, value in self.state_dict().items():
+            if name not in found or found[name].shape != value.shape:
+                there = tuple(found[name].shape) if name in found else "no such tensor"
+                raise UserError(
+                    f"the checkpoint is of another model: {name} has the shape {tuple(value.shape)} here and {there} "
+                    "there; set model.shape and model.vocabulary_size to those of the checkpoint"
+                )
 
     @property
     def _plan(self) -> TrainingPlan:

@@ -1,0 +1,38 @@
+"""Verbs that are one dataclass of settings: parsing them from flags and a configuration file."""
+
+import argparse
+from collections.abc import Sequence
+from typing import TypeVar
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from megalit.cli import VERBS
+from megalit.cli.parsing import one_line
+from megalit.errors import UserError
+
+T = TypeVar("T")
+
+
+def parse(verb: str, command: type[T], arguments: Sequence[str], epilog: str | None = None) -> T:
+    """The settings of a verb.
+
+    Raises:
+        UserError: a flag or key that is not known, or a value that cannot be used.
+    """
+    parser = ArgumentParser(
+        prog=f"megalit {verb}",
+        description=VERBS[verb].summary,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with these settings")
+    parser.add_class_arguments(command)
+    try:
+        parsed: Namespace = parser.parse_args(list(arguments))
+        made: T = command(
+            **{key: value for key, value in parser.instantiate_classes(parsed).items() if key != "config"}
+        )
+    except argparse.ArgumentError as error:
+        raise UserError(one_line(error)) from error
+    return made

@@ -1,0 +1,41 @@
+"""What a device can do at best, to say how much of it a run used."""
+
+# Dense bf16 tensor-core FLOP/s by part of the device's name, from the makers' data sheets; the first match counts.
+PEAK_FLOPS = {
+    "B300": 2250e12,
+    "B200": 2250e12,
+    "GB200": 2500e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops(device: str) -> float | None:
+    """Dense bf16 FLOP/s of a device by its name, or None where it is not known (a CPU, for example)."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in device.lower()), None)
+
+
+def mfu(flops_per_token: float, tokens_per_second: float, device: str, devices: int) -> float | None:
+    """Model FLOPs utilization (PaLM, arXiv 2204.02311, appendix B).
+
+    The model's FLOPs per token, recomputation not counted, times tokens per second over all devices, over what the
+    devices could do at best; None where that is not known.
+    """
+    peak = peak_flops(device)
+    return None if peak is None else flops_per_token * tokens_per_second / (peak * devices)

@@ -1,0 +1,52 @@
+"""A sharded training run on two CPU processes; started by test_sharding.py.
+
+python sharded_training.py STORES FOLDER STOP_AT
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from megalit.callbacks import AtomicCheckpointIO, Checkpoint
+from megalit.modeling.language_model import LanguageModel
+from megalit.modeling.shapes import Shape
+from megalit.streams import StitchedStream
+
+STEPS = 6
+
+
+class StopAt(lightning.Callback):
+    """Ends a run after a step, as a time limit would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: object) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
+
+
+def train(stores: str, folder: Path, stop_at: int, **trainer: Any) -> LanguageModel:
+    data = StitchedStream(stores=stores, context_length=32, global_batch=4, generations=2, total_tokens=STEPS * 4 * 32)
+    model = LanguageModel(Shape(32, 48, 2, 4, 2, qk_norm=True), micro_batch=1, learning_rate=0.01, seed=1)
+    settings = {"accelerator": "cpu", "limit_val_batches": 0, "logger": False, "max_epochs": 1, **trainer}
+    run = lightning.Trainer(
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[StopAt(stop_at), Checkpoint()],
+        **settings,
+    )
+    run.fit(model, data, ckpt_path=Checkpoint.newest(folder), weights_only=True)
+    assert run.global_step == stop_at
+    return model
+
+
+if __name__ == "__main__":
+    stores, folder, stop_at = sys.argv[1:]
+    sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+    train(stores, Path(folder), int(stop_at), devices=2, strategy=sharded)

@@ -1,0 +1,76 @@
+"""FSDP2 trains what one process trains, and either goes on where the other stopped."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from data_sets import DataSet
+from sharded_training import STEPS, train
+
+from megalit.callbacks import AtomicCheckpointIO, Checkpoint
+from megalit.errors import UserError
+from megalit.modeling import sharding
+from megalit.modeling.language_model import LanguageModel
+from megalit.modeling.optimizers import OptimizerSettings
+from megalit.modeling.shapes import Shape
+
+SCRIPT = Path(__file__).parent / "sharded_training.py"
+
+
+def shard(data_set: DataSet, folder: Path, stop_at: int) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(data_set.folder), str(folder), str(stop_at)],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = Checkpoint.newest(folder)
+    assert newest is not None
+    state: dict[str, torch.Tensor] = AtomicCheckpointIO().load_checkpoint(newest)["state_dict"]
+    return state
+
+
+def test_one_process_and_a_sharded_run_continue_each_other(data_set: DataSet, tmp_path: Path) -> None:
+    stores = str(data_set.folder)
+    first = shard(data_set, tmp_path / "sharded_first", 3)
+    train(stores, tmp_path / "whole", STEPS, devices=1)
+    train(stores, tmp_path / "sharded_last", 3, devices=1)
+    last = shard(data_set, tmp_path / "sharded_last", STEPS)
+    finish(first)
+    folder = Checkpoint.newest(tmp_path / "sharded_first")
+    assert folder is not None
+    assert folder.is_dir()
+    assert [path.name for path in folder.parent.iterdir()] == ["step-000000003.ckpt"]
+    train(stores, tmp_path / "sharded_first", STEPS, devices=1)
+    finish(last)
+    expected = weights(tmp_path / "whole")
+    for name in ("sharded_first", "sharded_last"):
+        found = weights(tmp_path / name)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4, msg=f"{name}: {key}")
+
+
+def test_what_cannot_be_sharded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    tied = LanguageModel(Shape(32, 48, 2, 2, 2, tie_embeddings=True), vocabulary_size=40)
+    tied.configure_model()
+    with pytest.raises(UserError, match="embeddings are tied"):
+        sharding.shard(tied, None)  # type: ignore[arg-type]
+    muon = LanguageModel("nano", vocabulary_size=40, optimizer=OptimizerSettings("muon"))
+    monkeypatch.setattr(lightning.LightningModule, "device_mesh", object())
+    with pytest.raises(UserError, match="Muon needs whole matrices"):
+        muon.configure_optimizers()
