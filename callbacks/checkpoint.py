@@ -110,6 +110,10 @@ class Checkpoint(callbacks.Checkpoint):
         return max(Checkpoint.folder(run).glob("step-*.ckpt"), default=None)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.is_global_zero:
+            for abandoned in self.folder(Path(trainer.default_root_dir)).glob(".step-*.ckpt.*"):
+                _delete(abandoned)
+        trainer.strategy.barrier()
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
 
@@ -175,10 +179,6 @@ class Checkpoint(callbacks.Checkpoint):
     def _save_shards(trainer: lightning.Trainer, target: Path) -> None:
         """Every rank writes its part into a hidden folder, which gets its name when all are on the disk."""
         hidden = target.with_name(f".{target.name}.writing")
-        if trainer.is_global_zero:
-            for abandoned in target.parent.glob(".step-*.ckpt.*"):
-                shutil.rmtree(abandoned)
-        trainer.strategy.barrier()
         trainer.save_checkpoint(hidden, weights_only=False)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
@@ -187,10 +187,14 @@ class Checkpoint(callbacks.Checkpoint):
 
 
 def _remove(checkpoint: Path) -> None:
-    if checkpoint.is_file():
-        checkpoint.unlink()
+    # A folder is removed file by file: without its name it is no checkpoint in the meantime.
+    doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
+    checkpoint.rename(doomed)
+    _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
     else:
-        # A folder is removed file by file: without its name it is no checkpoint in the meantime.
-        doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
-        checkpoint.rename(doomed)
-        shutil.rmtree(doomed)
+        path.unlink()

@@ -30,7 +30,8 @@ from megalit.streams.store import ITEMS, Kind, Manifest, TokenStore
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 64 * 1024 * 1024
+# Small beside the memory of any machine; a chunk is put together in memory.
+CHUNK_BYTES = 32 * 1024 * 1024
 Rows = Iterator[list[dict[str, Any]]]
 Progress = Callable[[str, int], None]
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import torch
 import yaml
 from data_sets import DataSet, make_rows, write_jsonl
 from running import Run, start
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megalit.callbacks import Checkpoint
+from megalit.cli.export import load_model
 from megalit.scaling.records import read_record
 
 
@@ -267,3 +271,71 @@ def test_a_run_goes_on_with_other_data_when_it_is_told_to(run: Run, small: Path,
     (data,) = [value for key, value in state.items() if "Stream" in key]
     assert data["steps"] == state["global_step"] == done + (20 * 8 - done * 4) // 8
     assert data["consumed_samples"] == done * 4 + (data["steps"] - done) * 8
+
+
+WRITE_IS_KILLED = """
+import os, signal, sys, torch
+from megalit.cli import main
+save, calls = torch.save, []
+def killed(value, file, *rest, **more):
+    calls.append(1)
+    if len(calls) == 3:
+        file.write(b"half a checkpoint")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(value, file, *rest, **more)
+torch.save = killed
+main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_continues_to_bit_identical_weights(
+    run: Run, small: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", WRITE_IS_KILLED, "fit", "--config", str(small)]
+    victim = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=120)
+    assert victim.returncode == -signal.SIGKILL
+    checkpoints = tmp_path / "run" / "checkpoints"
+    # The third, at step 15, is half written under another name.
+    assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-000000005.ckpt", "step-000000010.ckpt"]
+    assert list(checkpoints.glob(".step-000000015.ckpt.*"))
+    assert run("fit", "--config", small) == 0
+    assert run("fit", "--config", small, "--run", "whole") == 0
+    resumed, whole = (
+        torch.load(tmp_path / name / "checkpoints" / "step-000000040.ckpt", weights_only=True)["state_dict"]
+        for name in ("run", "whole")
+    )
+    assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert not list(checkpoints.glob(".step-*"))
+
+
+def test_speed_is_logged(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("fit", "--config", small, "--trainer.log_every_n_steps", "4") == 0
+    folder = tmp_path / "run" / "metrics" / "version_0"
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    rates = [float(row["throughput/tokens_per_second"]) for row in rows if row.get("throughput/tokens_per_second")]
+    seconds = [float(row["throughput/seconds_per_step"]) for row in rows if row.get("throughput/seconds_per_step")]
+    assert len(rates) == len(seconds) >= 8
+    assert [rate * second for rate, second in zip(rates, seconds, strict=True)] == pytest.approx([128.0] * len(rates))
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+def test_a_run_is_exported_and_training_starts_from_it(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("export", "--run", "run", "--output", "hf") == 2
+    assert run("fit", "--config", small) == 0
+    assert run("export", "--run", "run", "--output", "hf", "--dtype", "float32") == 0
+    assert run("export", "--run", "run", "--output", "hf") == 2
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    assert theirs.config.max_position_embeddings == 32
+    assert (theirs.config.bos_token_id, theirs.config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000000040.ckpt"
+    ours = load_model(checkpoint)
+    tokens = torch.tensor([tokenizer("abc def ghi")["input_ids"]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
+    more = ["--run", "more", "--model.weights", "hf", "--model.learning_rate", "1e-6"]
+    assert run("fit", "--config", small, *more) == 0
+    before, after = read_record(tmp_path / "run"), read_record(tmp_path / "more")
+    assert after.losses["iid"]["nats_per_token"] == pytest.approx(before.losses["iid"]["nats_per_token"], abs=0.01)

@@ -1,0 +1,91 @@
+"""Models go to the Hugging Face format and back, and transformers gives the same logits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from megalit.errors import UserError
+from megalit.modeling import hugging_face
+from megalit.modeling.language_model import LanguageModel
+from megalit.modeling.shapes import Shape
+
+SHAPES = {
+    "llama": Shape(64, 96, 3, 4, 2, rope_theta=50_000.0),
+    "tied": Shape(48, 80, 2, 4, 4, tie_embeddings=True, norm_eps=1e-6),
+    "qwen3": Shape(64, 96, 2, 4, 2, qk_norm=True),
+}
+
+
+def build(shape: Shape | str, **settings: Any) -> LanguageModel:
+    model = LanguageModel(shape, init_std=0.2, seed=1, **{"vocabulary_size": 101, **settings})
+    model.configure_model()
+    # Norms are 1 at the start, which would hide a mix-up.
+    for name, parameter in model.named_parameters():
+        if "norm" in name and "weights" not in settings:
+            parameter.data.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformers_gives_the_same_logits_and_the_way_back_too(name: str, tmp_path: Path) -> None:
+    model = build(SHAPES[name])
+    hugging_face.export(model, tmp_path / "hf", torch.float32, 64, bos=0, eos=1)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    assert type(theirs).__name__ == ("Qwen3ForCausalLM" if name == "qwen3" else "LlamaForCausalLM")
+    tokens = torch.randint(101, (2, 33), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
+    # Their own writing of it, in their own order and file names.
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="40KB")
+    for folder in ("hf", "theirs"):
+        again = build("300m", weights=str(tmp_path / folder), vocabulary_size=None)
+        assert again.shape == model.shape
+        for key, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[key], value)
+
+
+def test_a_larger_vocabulary_keeps_the_rows_that_are_known(tmp_path: Path) -> None:
+    model = build(SHAPES["llama"])
+    hugging_face.export(model, tmp_path / "hf", torch.float32, 64)
+    larger = build("300m", weights=str(tmp_path / "hf"), vocabulary_size=110)
+    assert torch.equal(larger.lm_head.weight[:101], model.lm_head.weight)
+    assert larger.lm_head.weight[101:].detach().std() == pytest.approx(0.2, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "holds a model of type 'gpt2'"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "holds a model with rope_scaling"),
+        ({"attention_bias": True}, "attention_bias True"),
+        ({"head_dim": 64}, "head_dim 64"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ],
+)
+def test_models_that_this_transformer_is_not_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    hugging_face.export(build(SHAPES["llama"]), tmp_path / "hf", torch.float32, 64)
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=message):
+        LanguageModel(weights=str(tmp_path / "hf"))
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    hugging_face.export(build(SHAPES["llama"]), tmp_path / "hf", torch.float32, 64)
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name][:-1].clone()}, path)
+    with pytest.raises(UserError, match=rf"{name} with the shape \(95, 64\) and the model needs \(96, 64\)"):
+        build("300m", weights=str(tmp_path / "hf"))
+    del tensors[name]
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=f"holds no tensor {name}"):
+        build("300m", weights=str(tmp_path / "hf"))
+    with pytest.raises(UserError, match="holds no config.json"):
+        LanguageModel(weights=str(tmp_path / "nothing"))

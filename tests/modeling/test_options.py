@@ -1,0 +1,200 @@
+"""Options of training: what they change, and that a resumed run is the run."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from data_sets import DataSet
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from sharded_training import StopAt
+
+from megalit.callbacks import AtomicCheckpointIO, Checkpoint
+from megalit.errors import UserError
+from megalit.modeling.language_model import LanguageModel
+from megalit.modeling.optimizers import OptimizerSettings, Schedule
+from megalit.modeling.transformer import Regularization
+from megalit.streams import StitchedStream
+
+STEPS = 8
+
+
+class Rates(lightning.Callback):
+    """Keeps each step's learning rate and weight decays."""
+
+    def __init__(self) -> None:
+        self.rates: list[tuple[float, set[float]]] = []
+
+    def on_train_batch_end(self, trainer: Any, *_: object) -> None:
+        groups = trainer.optimizers[0].param_groups
+        self.rates.append((groups[0]["lr"], {group["weight_decay"] for group in groups}))
+
+
+def train(
+    data_set: DataSet, folder: Path, stop_at: int = STEPS, callbacks: tuple[Any, ...] = (), **settings: Any
+) -> LanguageModel:
+    data = StitchedStream(
+        stores=str(data_set.folder), context_length=32, global_batch=4, generations=2, total_tokens=STEPS * 4 * 32
+    )
+    model = LanguageModel(seed=1, **{"shape": "nano", "learning_rate": 0.01, **settings})
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[*callbacks, StopAt(stop_at), Checkpoint()],
+    )
+    trainer.fit(model, data, ckpt_path=Checkpoint.newest(folder), weights_only=True)
+    assert trainer.global_step == stop_at
+    return model
+
+
+def final(folder: Path) -> dict[str, Any]:
+    newest = Checkpoint.newest(folder)
+    assert newest is not None
+    checkpoint: dict[str, Any] = torch.load(newest, weights_only=True)
+    return checkpoint
+
+
+OPTIONS: dict[str, Any] = {
+    "dropout": {"regularization": Regularization(dropout=0.3)},
+    "stochastic depth": {"regularization": Regularization(stochastic_depth=0.5)},
+    "muon": {"optimizer": OptimizerSettings("muon")},
+    "z-loss": {"z_loss": 0.1},
+    "masked": {"cross_document_attention": False},
+    "decay": {"final_weight_decay": 0.0},
+    "wsd": {"schedule": Schedule("wsd", 0.2, 0.5)},
+    "checkpointing": {"gradient_checkpointing": True, "regularization": Regularization(dropout=0.3)},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_resumed_run_is_bit_identical_with_every_option(name: str, data_set: DataSet, tmp_path: Path) -> None:
+    settings = OPTIONS[name]
+    train(data_set, tmp_path / "whole", **settings)
+    train(data_set, tmp_path / "parts", stop_at=3, **settings)
+    torch.manual_seed(99)
+    train(data_set, tmp_path / "parts", **settings)
+    whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
+    assert all(torch.equal(value, parts["state_dict"][key]) for key, value in whole["state_dict"].items())
+    if name != "checkpointing":
+        train(data_set, tmp_path / "plain")
+        plain = final(tmp_path / "plain")["state_dict"]
+        assert any(not torch.equal(value, plain[key]) for key, value in whole["state_dict"].items())
+
+
+def test_averaged_weights_continue_exactly_and_are_what_is_kept(data_set: DataSet, tmp_path: Path) -> None:
+    def average() -> tuple[Any, ...]:
+        return (EMAWeightAveraging(decay=0.6),)
+
+    train(data_set, tmp_path / "whole", callbacks=average())
+    train(data_set, tmp_path / "parts", stop_at=3, callbacks=average())
+    train(data_set, tmp_path / "parts", callbacks=average())
+    train(data_set, tmp_path / "plain")
+    whole, parts, plain = (final(tmp_path / name) for name in ("whole", "parts", "plain"))
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, parts["state_dict"][key])
+        assert torch.equal(whole["current_model_state"][key], plain["state_dict"][key])
+    assert not all(torch.equal(value, plain["state_dict"][key]) for key, value in whole["state_dict"].items())
+
+
+def test_checkpointing_and_compiling_change_nothing_but_speed(data_set: DataSet, tmp_path: Path) -> None:
+    plain = train(data_set, tmp_path / "a").state_dict()
+    checkpointed = train(data_set, tmp_path / "b", gradient_checkpointing=True).state_dict()
+    compiled = train(data_set, tmp_path / "c", compile=True).state_dict()
+    assert plain.keys() == compiled.keys()
+    for key, value in plain.items():
+        assert torch.equal(checkpointed[key], value)
+        torch.testing.assert_close(compiled[key], value, atol=1e-4, rtol=1e-2)
+
+
+def test_rates_follow_their_schedules(data_set: DataSet, tmp_path: Path) -> None:
+    rates = Rates()
+    settings: dict[str, Any] = {"weight_decay": 0.8, "final_weight_decay": 0.1, "schedule": Schedule("linear", 0.25)}
+    train(data_set, tmp_path, callbacks=(rates,), **settings)
+    assert [rate for rate, _ in rates.rates] == pytest.approx(
+        [0.005, 0.01, 0.01, *(0.01 * n / 6 for n in range(5, 0, -1))]
+    )
+    decays = [max(decay) for _, decay in rates.rates]
+    assert decays == pytest.approx([0.8 - 0.1 * step for step in range(8)])
+    assert all(min(decay) == 0 for _, decay in rates.rates)
+
+
+def test_stochastic_depth_and_dropout_are_off_in_evaluation() -> None:
+    noisy = LanguageModel("nano", vocabulary_size=50, regularization=Regularization(0.5, 0.5))
+    plain = LanguageModel("nano", vocabulary_size=50)
+    for model in (noisy, plain):
+        model.configure_model()
+    tokens = torch.randint(50, (2, 9))
+    assert not torch.allclose(noisy(tokens), plain(tokens))
+    assert torch.equal(noisy.eval()(tokens), plain.eval()(tokens))
+
+
+def test_stochastic_depth_keeps_the_expected_output() -> None:
+    model = LanguageModel("nano", vocabulary_size=50, init_std=0.3, regularization=Regularization(0.0, 0.5))
+    model.configure_model()
+    layer = model.transformer.layers[-1]
+    assert layer.skip == 0.5
+    torch.manual_seed(0)
+    kept = torch.stack([layer._kept(torch.ones(64, 1, 1)) for _ in range(100)])
+    assert set(kept.flatten().tolist()) == {0.0, 2.0}
+    assert kept.mean() == pytest.approx(1.0, abs=0.05)
+
+
+class Poison(lightning.Callback):
+    """Breaks the weights before one step, so that its loss or gradient is not finite."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 4:
+            self.kept = module.lm_head.weight.detach().clone()
+            module.lm_head.weight.data[3] = self.value
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: object) -> None:
+        if trainer.global_step == 5:
+            self.after = module.lm_head.weight.detach().clone()
+            module.lm_head.weight.data.copy_(self.kept)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_where(data_set: DataSet, tmp_path: Path) -> None:
+    train(data_set, tmp_path, stop_at=3)
+    before = Checkpoint.newest(tmp_path)
+    with pytest.raises(UserError, match=r"the loss is not finite at step 5, sample 16, .*, documents document-\d+"):
+        train(data_set, tmp_path, callbacks=(Poison(float("nan")),))
+    assert Checkpoint.newest(tmp_path) == before
+
+
+def test_a_loss_that_is_not_finite_skips_the_step_where_that_is_asked_for(
+    data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison = Poison(float("inf"))
+    train(data_set, tmp_path, callbacks=(poison,), nonfinite="skip", weight_decay=0.0)
+    assert "not finite at step 5" in capsys.readouterr().out
+    assert torch.equal(poison.after[4:], poison.kept[4:])
+    state = final(tmp_path)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_running_out_of_memory_says_what_to_lower(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(LanguageModel, "term_sums", exhausted)
+    with pytest.raises(UserError, match=r"with 4 windows of 32 tokens in a pass: lower model.micro_batch"):
+        train(data_set, tmp_path)
+
+
+def test_a_checkpoint_of_another_shape_is_refused_by_the_tensor(data_set: DataSet, tmp_path: Path) -> None:
+    train(data_set, tmp_path, stop_at=3)
+    with pytest.raises(UserError, match=r"transformer.embed_tokens.weight has the shape \(\d+, 128\) here"):
+        train(data_set, tmp_path, shape="tiny")
