@@ -16,15 +16,17 @@ VOCABULARY = 50_000
 REAL_MEAN, GENERATION_MEAN = 1243, 600
 
 
-def write_stores(folder: Path, documents: int, generations: int, scale: float = 1.0) -> None:
+def write_stores(
+    folder: Path, documents: int, generations: int, scale: float = 1.0, vocabulary: int = VOCABULARY
+) -> None:
     """Write a real store and one of generations; ``scale`` shortens every text."""
     random = np.random.default_rng(0)
     ids = np.array([f"document-{index:09d}" for index in range(documents)])
-    _write(folder / "real", "real", ids, None, _lengths(random, documents, REAL_MEAN * scale), random)
+    _write(folder / "real", "real", ids, None, _lengths(random, documents, REAL_MEAN * scale), random, vocabulary)
     repeated = np.repeat(ids, generations)
     numbers = np.tile(np.arange(generations), documents)
     lengths = _lengths(random, len(repeated), GENERATION_MEAN * scale)
-    _write(folder / "generations", "generations", repeated, numbers, lengths, random)
+    _write(folder / "generations", "generations", repeated, numbers, lengths, random, vocabulary)
 
 
 def _lengths(random: np.random.Generator, count: int, mean: float) -> np.ndarray:
@@ -39,10 +41,11 @@ def _write(
     generations: np.ndarray | None,
     lengths: np.ndarray,
     random: np.random.Generator,
+    vocabulary: int,
 ) -> None:
     with new_folder(folder) as temporary:
         writer = BinaryWriter(str(temporary), chunk_bytes=64 * 1024 * 1024, item_loader=DocumentLoader())
-        pool = random.integers(2, VOCABULARY, size=1 << 22).astype(np.uint16)
+        pool = random.integers(2, vocabulary, size=1 << 22).astype(np.uint16)
         starts = random.integers(len(pool) - int(lengths.max()), size=len(lengths))
         for index, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
             writer.add_item(index, pool[start : start + length])
@@ -61,7 +64,7 @@ def _write(
         manifest = Manifest(
             kind=kind,
             tokenizer="random",
-            vocabulary_size=VOCABULARY,
+            vocabulary_size=vocabulary,
             bos=0,
             eos=1,
             dtype="uint16",

@@ -59,6 +59,13 @@ def rotate(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
     return (x_BHTE * cos_TE + turned * sin_TE).to(x_BHTE.dtype)
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm (arXiv 1910.07467) in the type of its input: of two types, torch takes a slow path."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Causal self-attention with grouped queries; see :mod:`megalit.modeling.attention`."""
 
@@ -71,8 +78,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden_size, shape.kv_heads * shape.head_size, bias=False)
         self.o_proj = nn.Linear(shape.heads * shape.head_size, shape.hidden_size, bias=False)
         if shape.qk_norm:
-            self.q_norm = nn.RMSNorm(shape.head_size, eps=shape.norm_eps)
-            self.k_norm = nn.RMSNorm(shape.head_size, eps=shape.norm_eps)
+            self.q_norm = RMSNorm(shape.head_size, eps=shape.norm_eps)
+            self.k_norm = RMSNorm(shape.head_size, eps=shape.norm_eps)
         self.qk_norm = shape.qk_norm
 
     def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor, documents: Documents | None) -> Tensor:
@@ -116,9 +123,9 @@ class Block(nn.Module):
     def __init__(self, shape: Shape, dropout: float = 0.0, skip: float = 0.0) -> None:
         super().__init__()
         self.dropout, self.skip = dropout, skip
-        self.input_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.norm_eps)
+        self.input_layernorm = RMSNorm(shape.hidden_size, eps=shape.norm_eps)
         self.self_attn = Attention(shape)
-        self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.norm_eps)
+        self.post_attention_layernorm = RMSNorm(shape.hidden_size, eps=shape.norm_eps)
         self.mlp = FeedForward(shape)
 
     def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor, documents: Documents | None) -> Tensor:
@@ -166,7 +173,7 @@ class Transformer(nn.Module):
         skips = [noise.stochastic_depth * (layer + 1) / shape.layers for layer in range(shape.layers)]
         self.embed_tokens = nn.Embedding(vocabulary_size, shape.hidden_size)
         self.layers = nn.ModuleList(Block(shape, noise.dropout, skip) for skip in skips)
-        self.norm = nn.RMSNorm(shape.hidden_size, eps=shape.norm_eps)
+        self.norm = RMSNorm(shape.hidden_size, eps=shape.norm_eps)
         for parameter in self.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=init_std)
