@@ -190,7 +190,8 @@ class TrainingCLI(LightningCLI):
             # Not before the new run is known to be possible.
             run.clear()
         run.start(self.plain_config)
-        checkpoint = run.newest_checkpoint
+        # Where all ranks start at once, one may look before another has cleared.
+        checkpoint = None if overwrite else run.newest_checkpoint
         if self.trainer.is_global_zero:
             console.print(plan_table(plan))
             if checkpoint is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from megalit.errors import UserError
@@ -189,6 +190,9 @@ class LanguageModel(Decoder):
     # Training --------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
+        trainer: Any = self.trainer
+        if self.device_mesh is not None and any(isinstance(part, WeightAveraging) for part in trainer.callbacks):
+            raise UserError("the model is sharded, and Lightning cannot average sharded weights: use DDP, or leave it")
         if self.micro_batch == "auto":
             self.micro_batch = find_micro_batch(self, self._plan)
 
@@ -269,18 +273,26 @@ class LanguageModel(Decoder):
 
     @torch.no_grad()
     def _culprits(self, batch: dict[str, Tensor]) -> str:
-        """Samples of this rank whose own loss is not finite (all, where none is), with their documents."""
-        bad = []
-        for window in range(len(batch["tokens"])):
+        """Samples of the global batch whose own loss is not finite (all, where none is), with their documents."""
+        bad, samples = [], batch["provenance"][:, 0].tolist()
+        for window, sample in enumerate(samples):
             one = {name: value[window : window + 1] for name, value in batch.items()}
             if not torch.isfinite(self.term_sums(one)).all():
-                bad.append(window)
-        samples = batch["provenance"][bad or slice(None), 0].tolist()
-        shown = samples if bad else [samples[0], samples[-1]]
-        between = ", " if bad else " to "
+                bad.append(sample)
+        bad, samples = sorted(self._gathered(bad)), sorted(self._gathered(samples))
         data: Any = getattr(self.trainer, "datamodule", None)
-        documents = [name for sample in shown[:4] for name in data.documents_of(sample)] if data is not None else []
-        return f"sample {between.join(map(str, shown))}, documents {', '.join(dict.fromkeys(documents))}"
+        if not bad or data is None:
+            return f"samples {samples[0]} to {samples[-1]}"
+        documents = dict.fromkeys(name for sample in bad[:4] for name in data.documents_of(sample))
+        return f"sample {', '.join(map(str, bad))}, documents {', '.join(documents)}"
+
+    def _gathered(self, values: list[int]) -> list[int]:
+        """The values of all ranks."""
+        if self.trainer.world_size == 1:
+            return values
+        parts: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, values)
+        return [value for part in parts for value in part]
 
     def _over_ranks(self, value: Tensor) -> Tensor:
         if self.trainer.world_size > 1:

@@ -102,3 +102,20 @@ def test_without_bos_documents_cannot_be_told_apart() -> None:
     model = LanguageModel("nano", vocabulary_size=40, cross_document_attention=False)
     with pytest.raises(UserError, match="set model.bos"):
         model.configure_model()
+
+
+@pytest.mark.gpu
+def test_memory_is_linear_in_the_context() -> None:
+    def peak(length: int) -> int:
+        model = LanguageModel(Shape(256, 512, 2, 4, 4), vocabulary_size=512, gradient_checkpointing=True)
+        model.configure_model()
+        model.cuda()
+        batch = {name: torch.ones(1, length, dtype=torch.int32, device="cuda") for name in ("tokens", "targets")}
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16):
+            model.term_sums(batch).sum().backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    peak(1024)
+    assert peak(131_072) < 2.5 * peak(65_536)

@@ -1,6 +1,9 @@
 """Models go to the Hugging Face format and back, and transformers gives the same logits."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +92,49 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
         build("300m", weights=str(tmp_path / "hf"))
     with pytest.raises(UserError, match="holds no config.json"):
         LanguageModel(weights=str(tmp_path / "nothing"))
+
+
+def greedy(model: LanguageModel, prompt: list[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+PROMPTS = [[0, 17, 5, 99], [0, 3], [0, *range(40, 60)]]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformers_continues_greedily_to_the_same_tokens(name: str, tmp_path: Path) -> None:
+    model = build(SHAPES[name])
+    hugging_face.export(model, tmp_path / "hf", torch.float32, 128, bos=0)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    for prompt in PROMPTS:
+        out = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0)
+        assert out[0, len(prompt) :].tolist() == greedy(model, prompt, 20)
+
+
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+folder, prompts = sys.argv[1], json.loads(sys.argv[2])
+llm = LLM(folder, skip_tokenizer_init=True, dtype="float32", enforce_eager=True, max_model_len=128)
+params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, detokenize=False)
+outs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params)
+print("\\n" + json.dumps([list(out.outputs[0].token_ids) for out in outs]))
+"""
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("name", SHAPES)
+def test_vllm_continues_greedily_to_the_same_tokens(name: str, tmp_path: Path) -> None:
+    """Run by the Python that ``MEGALIT_VLLM_PYTHON`` names, or by this one."""
+    model = build(SHAPES[name])
+    hugging_face.export(model, tmp_path / "hf", torch.float32, 128, bos=0)
+    python = os.environ.get("MEGALIT_VLLM_PYTHON", sys.executable)
+    command = [python, "-c", VLLM, str(tmp_path / "hf"), json.dumps(PROMPTS)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout.strip().splitlines()[-1])
+    assert found == [greedy(model, prompt, 20) for prompt in PROMPTS]

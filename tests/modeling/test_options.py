@@ -1,6 +1,7 @@
 """Options of training: what they change, and that a resumed run is the run."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -12,6 +13,7 @@ from sharded_training import StopAt
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint
 from megalit.errors import UserError
+from megalit.modeling import micro_batch
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.optimizers import OptimizerSettings, Schedule
 from megalit.modeling.transformer import Regularization
@@ -32,7 +34,13 @@ class Rates(lightning.Callback):
 
 
 def train(
-    data_set: DataSet, folder: Path, stop_at: int = STEPS, callbacks: tuple[Any, ...] = (), **settings: Any
+    data_set: DataSet,
+    folder: Path,
+    stop_at: int = STEPS,
+    callbacks: tuple[Any, ...] = (),
+    accelerator: str = "cpu",
+    precision: Any = "32-true",
+    **settings: Any,
 ) -> LanguageModel:
     data = StitchedStream(
         stores=str(data_set.folder), context_length=32, global_batch=4, generations=2, total_tokens=STEPS * 4 * 32
@@ -40,7 +48,8 @@ def train(
     model = LanguageModel(seed=1, **{"shape": "nano", "learning_rate": 0.01, **settings})
     trainer = lightning.Trainer(
         max_epochs=1,
-        accelerator="cpu",
+        accelerator=accelerator,
+        precision=precision,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -198,3 +207,37 @@ def test_a_checkpoint_of_another_shape_is_refused_by_the_tensor(data_set: DataSe
     train(data_set, tmp_path, stop_at=3)
     with pytest.raises(UserError, match=r"transformer.embed_tokens.weight has the shape \(\d+, 128\) here"):
         train(data_set, tmp_path, shape="tiny")
+
+
+def test_half_precision_trains_and_keeps_float32_weights(data_set: DataSet, tmp_path: Path) -> None:
+    half = train(data_set, tmp_path / "half", precision="bf16-mixed")
+    whole = train(data_set, tmp_path / "whole")
+    for name, value in half.state_dict().items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, whole.state_dict()[name], atol=0.05, rtol=0.2)
+    assert any(not torch.equal(value, whole.state_dict()[name]) for name, value in half.state_dict().items())
+
+
+@pytest.mark.parametrize(("room", "found"), [(100, 16), (9, 8), (5, 4), (1, 1), (0, 1)])
+def test_the_largest_micro_batch_that_fits_is_found(room: int, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stub:
+        device = torch.device("cuda")
+        trainer = SimpleNamespace(world_size=2, datamodule=SimpleNamespace(global_batch=32))
+
+        def print(self, message: str) -> None:
+            assert f"{found} of 16 windows" in message
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
+    monkeypatch.setattr(torch, "tensor", lambda value, device: value)
+    monkeypatch.setattr(micro_batch, "_fits", lambda model, plan, windows: windows <= room)
+    assert micro_batch.find_micro_batch(Stub(), None) == found  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_a_micro_batch_is_found_on_a_gpu(data_set: DataSet, tmp_path: Path) -> None:
+    model = train(data_set, tmp_path, micro_batch="auto", accelerator="cuda", precision="bf16-mixed")
+    assert model.micro_batch == 4
+
+
+def test_all_of_the_share_is_taken_where_there_is_no_gpu(data_set: DataSet, tmp_path: Path) -> None:
+    assert train(data_set, tmp_path, micro_batch="auto").micro_batch is None
