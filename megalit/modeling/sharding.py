@@ -20,7 +20,7 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
         UserError: embedding and head are one matrix, which cannot be sharded in two places.
     """
     if model.shape.tie_embeddings:
-        raise UserError("the model is to be sharded and its embeddings are tied: set model.shape.tie_embeddings false")
+        raise UserError("the model is to be sharded and its embeddings are tied: choose a model.shape without tie_embeddings")
     ranks = mesh["data_parallel"]
     for layer in model.transformer.layers:
         fully_shard(layer, mesh=ranks)
