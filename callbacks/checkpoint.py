@@ -98,6 +98,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.keep = keep
         self._saved_at = time.monotonic()
         self._saved_step = -1
+        self._waiting = False
 
     @staticmethod
     def folder(run: Path) -> Path:
@@ -121,6 +122,14 @@ class Checkpoint(callbacks.Checkpoint):
         step = trainer.global_step
         by_step = self.every_n_steps is not None and step % self.every_n_steps == 0
         if by_step or self._clock_says_so(trainer, step):
+            # A checkpoint stands behind the validation of its step, or a run that dies in it would skip it.
+            self._waiting = _validates_now(trainer)
+            if not self._waiting:
+                self._save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._waiting:
+            self._waiting = False
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -172,7 +181,8 @@ class Checkpoint(callbacks.Checkpoint):
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            for old in sorted(folder.glob("step-*.ckpt"))[: -self.keep]:
+            earlier = sorted(path for path in folder.glob("step-*.ckpt") if path.name <= target.name)
+            for old in earlier[: -self.keep]:
                 _remove(old)
 
     @staticmethod
@@ -184,6 +194,15 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.is_global_zero:
             publish(hidden, target)
         trainer.strategy.barrier()
+
+
+def _validates_now(trainer: lightning.Trainer) -> bool:
+    """Whether Lightning validates after the batch that has just ended."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    every = trainer.val_check_batch
+    if not trainer.enable_validation or every is None or every == float("inf"):
+        return False
+    return (loop.batch_idx + 1) % int(every) == 0
 
 
 def _remove(checkpoint: Path) -> None:

@@ -44,7 +44,9 @@ class ScalingLaw(lightning.Callback):
     ) -> None:
         self._pending.append(outputs["loss"])
         if trainer.global_step % self.every_n_steps == 0 or batch_idx + 1 == trainer.num_training_batches:
-            mean = float(torch.stack(self._pending).mean())
+            # What came with a checkpoint is on the CPU.
+            device = outputs["loss"].device
+            mean = float(torch.stack([loss.to(device) for loss in self._pending]).mean())
             self._pending.clear()
             self._training.append(CurvePoint(trainer.global_step, self._tokens(trainer), {"train": mean}))
 

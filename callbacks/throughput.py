@@ -22,6 +22,7 @@ class Throughput(lightning.Callback):
         self._steps = 0
         self._began = 0.0
         self._device = ""
+        self._saving = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         device = trainer.strategy.root_device
@@ -37,7 +38,7 @@ class Throughput(lightning.Callback):
         self._steps += 1
         self._began = now
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._steps < every or batch_idx % every:
+        if (batch_idx + 1) % every:
             return
         windows, length = batch["tokens"].shape
         rate = windows * length * trainer.world_size * self._steps / self._seconds
@@ -53,6 +54,16 @@ class Throughput(lightning.Callback):
             values["throughput/memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         pl_module.log_dict(values)
         self._seconds, self._steps = 0.0, 0
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # What follows until the next batch starts is the checkpoint's writing.
+        self._saving = True
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._saving:
+            self._saving, self._began = False, time.perf_counter()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._began = time.perf_counter()

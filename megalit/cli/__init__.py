@@ -35,6 +35,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "corpus": Verb("read documents from files, hold some out, write a corpus", "megalit.cli.data:corpus"),
+    "generate": Verb("make generations of a corpus with a language model", "megalit.cli.generate:main"),
     "tokenize": Verb("turn a corpus into token stores", "megalit.cli.data:tokenize"),
     "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main", True),
     "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True),

@@ -28,10 +28,18 @@ class Step:
         if unit != self._unit:
             # Another count begins, so another rate does.
             self._unit, self._began, self._printed, self._base = unit, now, now, count
-        if now - self._printed < (0.2 if self._status else 10):
-            return
-        self._printed = now
-        text = f"{self._title}: {count:,} {unit}, {(count - self._base) / (now - self._began):,.0f} per second"
+        if self.is_time:
+            self.say(f"{count:,} {unit}, {(count - self._base) / (now - self._began):,.0f} per second")
+
+    @property
+    def is_time(self) -> bool:
+        """Whether the last line is old enough for another one."""
+        return time.monotonic() - self._printed >= (0.2 if self._status else 10)
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        self._printed = time.monotonic()
+        text = f"{self._title}: {text}"
         if self._status:
             self._status.update(text)
         else:

@@ -35,12 +35,14 @@ class TokenizeCommand:
     Attributes:
         corpus: folder that `megalit corpus` wrote.
         output: folder of the stores; each store appears when it is complete and verified.
+        generations: folders that `megalit generate` wrote; a store for each, and a further one for what came later.
         tokenizer: encodes all of them.
         guard: looks for passages of validation documents in the training text.
     """
 
     corpus: str = "data/corpus"
     output: str = "data/stores"
+    generations: list[str] = field(default_factory=list)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
 
@@ -58,5 +60,6 @@ def tokenize(verb: str, arguments: Sequence[str]) -> None:
     """``megalit tokenize``."""
     command = parse(verb, TokenizeCommand, arguments)
     output = Path(command.output)
-    ensure_stores(Corpus(Path(command.corpus)), [], command.tokenizer, command.guard, output)
+    generations = [Path(name) for name in command.generations]
+    ensure_stores(Corpus(Path(command.corpus)), generations, command.tokenizer, command.guard, output)
     print(output)

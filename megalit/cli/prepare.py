@@ -4,6 +4,7 @@ Each step writes one folder that appears whole, so a killed preparation continue
 missing one. A folder that was built from other settings is never mixed with: that is refused.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 from megalit.cli.console import Step, console
 from megalit.corpus.build import CorpusSettings, build_corpus, input_state
 from megalit.corpus.contamination import GuardSettings
-from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
+from megalit.corpus.tables import FORMAT, TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.errors import UserError
 from megalit.files import lock, new_folder, read_json, write_json
-from megalit.synthesis.token_noise import TokenNoise, generate_token_noise
+from megalit.synthesis.recipes.token_noise import TokenNoise, generate_token_noise
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class PrepareSettings:
         folder: where they go; null builds nothing, and ``data.stores`` names finished stores.
         corpus: the documents.
         token_noise: makes generations of the training documents without a model; null makes none.
+        generations: folders that `megalit generate` wrote, of generations, thoughts or samples.
         tokenizer: encodes everything.
         guard: looks for passages of validation documents in the training text.
     """
@@ -48,6 +50,7 @@ class PrepareSettings:
     folder: str | None = None
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
     token_noise: TokenNoise | None = None
+    generations: list[str] = field(default_factory=list)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
 
@@ -67,11 +70,11 @@ def prepare(settings: PrepareSettings) -> None:
     assert settings.folder is not None
     folder = Path(settings.folder)
     corpus = ensure_corpus(settings.corpus, folder / "corpus")
-    generations: list[tuple[str, Path, dict[str, Any]]] = []
+    generations = [Path(name) for name in settings.generations]
     if settings.token_noise is not None:
         noise = folder / "token_noise"
         _ensure_token_noise(settings.token_noise, corpus, noise)
-        generations.append(("token_noise", noise / "generations.parquet", asdict(settings.token_noise)))
+        generations.append(noise)
     ensure_stores(corpus, generations, settings.tokenizer, settings.guard, settings.stores)
 
 
@@ -127,9 +130,32 @@ def _open_or_build_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path)
     console.print(f"token noise: {rows:,} generations, {recipe.count} for each training document")
 
 
+def generation_set(folder: Path) -> dict[str, Any]:
+    """What a folder of generations says of itself, as settings of a :class:`GenerationSet`.
+
+    Raises:
+        UserError: nothing finished there.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise UserError(
+            f"{folder} holds no finished generations: make them with `megalit generate --output {folder}` "
+            "and a --config (configs/generate/ has examples)"
+        )
+    manifest = read_json(path)
+    if manifest.get("format", 0) > FORMAT:
+        raise UserError(f"{folder} was written by a newer megalit: upgrade megalit")
+    changing = {key: manifest[key] for key in ("settings", "identities") if key in manifest}
+    made = {key: manifest.get(key) for key in ("recipe", "version", "model")}
+    if manifest["recipe"] == "token_noise" and "model" not in manifest:  # made by the preparation itself
+        made, changing = {"recipe": manifest["settings"]}, {}
+    table = folder / "generations.parquet"
+    return {"name": folder.name, "kind": manifest["kind"], "path": table, "origin": {**made, **changing}}
+
+
 def ensure_stores(
     corpus: Corpus,
-    generations: list[tuple[str, Path, dict[str, Any]]],
+    generations: Sequence[Path],
     settings: TokenizerSettings,
     guard: GuardSettings,
     folder: Path,
@@ -141,19 +167,24 @@ def ensure_stores(
 
 def _build_stores(
     corpus: Corpus,
-    generations: list[tuple[str, Path, dict[str, Any]]],
+    generations: Sequence[Path],
     settings: TokenizerSettings,
     guard: GuardSettings,
     folder: Path,
 ) -> None:
     # Imported here: it brings torch along, which `megalit corpus` does without.
-    from megalit.streams.building import build_stores
+    from megalit.streams.building import GenerationSet, build_stores
 
+    sets = [GenerationSet(**generation_set(made)) for made in generations]
+    names = [made.name for made in sets]
+    for name in names:
+        if names.count(name) > 1 or name in ("real", "validation", "generations", "tokenizer"):
+            raise UserError(f"two stores would have the name '{name}': rename the folder of the generations")
     tokenizer = _ensure_tokenizer(corpus, settings, folder / "tokenizer")
     title = "tokenizing"
     with Step(title) as shown:
         built = build_stores(
-            corpus, generations, tokenizer, folder, guard, lambda name, items: shown.update(items, f"items of {name}")
+            corpus, sets, tokenizer, folder, guard, lambda name, items: shown.update(items, f"items of {name}")
         )
     for manifest in built:
         console.print(f"tokenized: {manifest.kind}, {manifest.items:,} items, {manifest.tokens:,} tokens")

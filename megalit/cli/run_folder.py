@@ -97,7 +97,8 @@ class RunFolder:
         for name in (RECORD, LOSS_CURVE, CONFIG):
             (self.path / name).unlink(missing_ok=True)
         for folder in (Checkpoint.folder(self.path), self.path / METRICS):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(folder)
 
 
 def _difference(saved: Any, asked: Any, key: str) -> str | None:

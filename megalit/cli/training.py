@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -161,9 +162,12 @@ class TrainingCLI(LightningCLI):
             # Each start writes a folder of its own: what was logged before stays.
             trainer.logger = self._loggers(trainer.default_root_dir) if self.verb == "fit" else False
         plugins = trainer.plugins or []
-        return super().instantiate_trainer(
-            plugins=[*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()], **kwargs
-        )
+        plugins = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        try:
+            return super().instantiate_trainer(plugins=plugins, **kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"trainer's settings do not work together or not here: {reason}; mend trainer") from error
 
     @staticmethod
     def _loggers(folder: str) -> list[Any]:
@@ -185,7 +189,7 @@ class TrainingCLI(LightningCLI):
         self.prepare_data(config)
         plan = self.datamodule.plan
         self.model.check_plan(plan)
-        self.model.check_device(self.trainer.strategy.root_device)
+        self.model.check_device(self.trainer.strategy.root_device, str(self.trainer.precision))
         if overwrite and self.trainer.is_global_zero:
             # Not before the new run is known to be possible.
             run.clear()

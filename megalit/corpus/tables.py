@@ -15,7 +15,7 @@ document, so nothing made from a validation document reaches training.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,10 +55,10 @@ _GROUP_ROWS, _GROUP_CHARACTERS = 1024, 2**23
 class TableWriter:
     """Writes rows to a Parquet file in groups, so that memory grows neither with the table nor with its texts."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, file: Path | IO[bytes], schema: pa.Schema) -> None:
         self.rows = 0
         self._schema = schema
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
         self._pending: list[dict[str, Any]] = []
         self._characters = 0
 

@@ -57,6 +57,8 @@ def resolve(backend: Backend, device: torch.device, masked: bool) -> Backend:
         raise UserError(
             f"model.attention is {backend} and the device is {device.type}: it needs an NVIDIA GPU, choose auto or sdpa"
         )
+    if backend == "flash3" and torch.cuda.get_device_capability(device)[0] != 9:
+        raise UserError("model.attention is flash3 and the GPU is no Hopper (H100, H200): choose auto")
     if backend == "flash2" and importlib.util.find_spec("flash_attn") is None:
         raise missing_extra("flash-attn", "flash-attn", "model.attention flash2")
     if backend in ("flash3", "flash4"):
@@ -99,13 +101,12 @@ def split_documents(tokens_BT: Tensor, bos: int, backend: Backend) -> Documents:
 
 
 def _block_mask(number_BT: Tensor) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
     def same_document(b: Tensor, _: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (q >= k) & (number_BT[b, q] == number_BT[b, k])
 
     windows, length = number_BT.shape
-    return create_block_mask(same_document, windows, None, length, length, device=number_BT.device)
+    kind = number_BT.device.type
+    return _create_block_mask(kind)(same_document, windows, None, length, length, device=number_BT.device)
 
 
 def attend(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, backend: Backend, documents: Documents | None) -> Tensor:
@@ -158,9 +159,16 @@ def _flex_attention(device: str) -> Callable[..., Any]:
 
 @cache
 def _causal_block_mask(length: int, device: torch.device) -> Any:
+    return _create_block_mask(device.type)(lambda b, h, q, k: q >= k, None, None, length, length, device=device)
+
+
+@cache
+def _create_block_mask(device: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    return create_block_mask(lambda b, h, q, k: q >= k, None, None, length, length, device=device)
+    # Uncompiled it makes the whole mask, element by element.
+    function: Any = create_block_mask
+    return torch.compile(function) if device == "cuda" else function
 
 
 def _end_to_end(*parts: Tensor) -> list[Tensor]:

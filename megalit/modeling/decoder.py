@@ -1,6 +1,6 @@
 """A decoder with its head as a LightningModule: building, counting, evaluating. Training is its subclass's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import lightning
@@ -66,6 +66,7 @@ class Decoder(lightning.LightningModule):
         self.cross_document_attention = cross_document_attention
         self.bos = bos
         self.regularization = regularization or Regularization()
+        self.micro_batch: int | str | None = None
         self._backend: Backend | None = None
         self._validation: list[MeanMetric] = []
         if init_std <= 0:
@@ -108,13 +109,18 @@ class Decoder(lightning.LightningModule):
                 "raise it, or leave it out to follow the data"
             )
 
-    def check_device(self, device: torch.device) -> None:
-        """Refuse a device that the attention's kernel does not run on.
+    def check_device(self, device: torch.device, precision: str) -> None:
+        """Refuse a device or precision that the attention's kernel does not run on.
 
         Raises:
             UserError: see :func:`megalit.modeling.attention.resolve`.
         """
         resolve(self.attention, device, masked=not self.cross_document_attention)
+        if self.attention.startswith("flash") and not precision.startswith(("bf16", "16")):
+            raise UserError(
+                f"model.attention is {self.attention} and trainer.precision {precision}: "
+                "it needs bf16-mixed or bf16-true"
+            )
 
     @property
     def _data_plan(self) -> TrainingPlan | None:
@@ -162,6 +168,22 @@ class Decoder(lightning.LightningModule):
         assert self.bos is not None
         return split_documents(tokens, self.bos, self._backend)
 
+    def micro_batches(self, batch: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], bool]]:
+        """Parts of a batch that go through the model together, and whether each is the last one."""
+        windows = len(batch["tokens"])
+        size = self.micro_batch if isinstance(self.micro_batch, int) else windows
+        for first in range(0, windows, size):
+            yield {name: value[first : first + size] for name, value in batch.items()}, first + size >= windows
+
+    def out_of_memory(self, batch: dict[str, Tensor]) -> UserError:
+        """The error for a batch that did not fit."""
+        windows, length = batch["tokens"].shape
+        size = self.micro_batch if isinstance(self.micro_batch, int) else windows
+        return UserError(
+            f"out of memory with {size} windows of {length} tokens in a pass: lower model.micro_batch (or set it to "
+            "auto), or set model.gradient_checkpointing"
+        )
+
     # Evaluation ------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
@@ -171,14 +193,19 @@ class Decoder(lightning.LightningModule):
         # waits for all ranks. Double precision where the device has it: a sum over millions of tokens in float32
         # loses digits.
         precision = torch.float32 if self.device.type == "mps" else torch.float64
-        self._validation = [MeanMetric().set_dtype(precision).to(self.device) for _ in loaders]
+        self._validation = [MeanMetric(nan_strategy="disable").set_dtype(precision).to(self.device) for _ in loaders]
         for metric in self._validation:
             metric.update(0.0, 0.0)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch of one validation suite to that suite's mean loss over tokens."""
-        hidden, rows = self.hidden_and_rows(batch)
-        self._validation[dataloader_idx].update(self.lm_head(hidden, rows), (rows["targets"] != IGNORED).float())
+        metric = self._validation[dataloader_idx]
+        try:
+            for micro_batch, _ in self.micro_batches(batch):
+                hidden, rows = self.hidden_and_rows(micro_batch)
+                metric.update(self.lm_head(hidden, rows), (rows["targets"] != IGNORED).float())
+        except torch.OutOfMemoryError as error:
+            raise self.out_of_memory(batch) from error
 
     def on_validation_epoch_end(self) -> None:
         names = list(getattr(getattr(self.trainer, "datamodule", None), "suites", {}))

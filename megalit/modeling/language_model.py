@@ -4,7 +4,6 @@ Optimization is manual: accumulation over micro-batches happens inside ``trainin
 checkpoint or a preemption never falls between micro-batches and resuming does not depend on them.
 """
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from megalit.errors import UserError
@@ -42,7 +42,8 @@ class LanguageModel(Decoder):
         z_loss: weight of the term that keeps the softmax's normalizer near 1.
         regularization: dropout and stochastic depth.
         micro_batch: windows per forward pass on each device (default: all of its share); ``auto`` finds the most
-            that fit on a GPU. It changes memory and speed, not the result.
+            that fit on a GPU. It changes memory and speed, not the result (but for what noise is drawn, where
+            ``regularization`` is on).
         attention: kernel: ``auto``, ``sdpa``, ``flash2``, ``flash3``, ``flash4`` or ``flex``.
         cross_document_attention: attend over the whole window, across documents and megadocs; false masks
             attention by document.
@@ -100,6 +101,7 @@ class LanguageModel(Decoder):
         self.optimizer_settings = optimizer
         self.gradient_clip = gradient_clip
         self.micro_batch = micro_batch
+        self._found_micro_batch: int | None = None
         self.compile_blocks = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.nonfinite = nonfinite
@@ -137,6 +139,8 @@ class LanguageModel(Decoder):
         ):
             if value < 0:
                 raise UserError(f"model.{name} is {value}: choose 0 or more")
+        if self.gradient_clip is not None and self.gradient_clip <= 0:
+            raise UserError(f"model.gradient_clip is {self.gradient_clip}: choose a positive value, or null for none")
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise UserError(f"model.micro_batch is {self.micro_batch}: choose at least 1")
 
@@ -164,6 +168,8 @@ class LanguageModel(Decoder):
         Raises:
             UserError: it lacks a tensor or has one of another shape; the message names it.
         """
+        # With noise, which windows share a pass is part of the result.
+        self._found_micro_batch = checkpoint.get("micro_batch")
         found = checkpoint.get("state_dict")
         if not found:  # a sharded one, which its strategy reads
             return
@@ -174,6 +180,9 @@ class LanguageModel(Decoder):
                     f"the checkpoint is of another model: {name} has the shape {tuple(value.shape)} here and {there} "
                     "there; set model.shape and model.vocabulary_size to those of the checkpoint"
                 )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["micro_batch"] = self._found_micro_batch
 
     @property
     def _plan(self) -> TrainingPlan:
@@ -187,14 +196,27 @@ class LanguageModel(Decoder):
             raise UserError("model.optimizer is muon and the model is sharded: Muon needs whole matrices, use DDP")
         return make_optimizer(self, self.optimizer_settings, self.learning_rate, self.weight_decay)
 
+    @property
+    def precision_is_scaled(self) -> bool:
+        """Whether Lightning multiplies the loss, as float16 needs it."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
     # Training --------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         trainer: Any = self.trainer
         if self.device_mesh is not None and any(isinstance(part, WeightAveraging) for part in trainer.callbacks):
             raise UserError("the model is sharded, and Lightning cannot average sharded weights: use DDP, or leave it")
+        if self.precision_is_scaled:
+            raise UserError("trainer.precision is float16, whose loss must be scaled: use bf16-mixed or 32-true")
+        strategy = trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+            raise UserError(
+                f"trainer.strategy is {type(strategy).__name__}: use ddp, or ModelParallelStrategy to shard the model"
+            )
         if self.micro_batch == "auto":
-            self.micro_batch = find_micro_batch(self, self._plan)
+            self.micro_batch = self._found_micro_batch or find_micro_batch(self, self._plan)
+            self._found_micro_batch = self.micro_batch
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """One optimizer step on this rank's share of a global batch."""
@@ -205,18 +227,14 @@ class LanguageModel(Decoder):
         valid = self._over_ranks((batch["targets"] != IGNORED).sum().float())
         sums = torch.zeros(len(self.terms), device=self.device)
         try:
-            for micro_batch, is_last in self._micro_batches(batch):
+            for micro_batch, is_last in self.micro_batches(batch):
                 with nullcontext() if is_last else self._without_gradient_sync():
                     of_terms = self.term_sums(micro_batch) / valid
                     # Strategies average gradients over ranks; the loss is a sum over them.
                     self.manual_backward(of_terms.sum() * self.trainer.world_size)
                 sums += of_terms.detach()
         except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"out of memory with {self.micro_batch or len(batch['tokens'])} windows of "
-                f"{batch['tokens'].shape[1]} tokens in a pass: lower model.micro_batch (or set it to auto), or set "
-                "model.gradient_checkpointing"
-            ) from error
+            raise self.out_of_memory(batch) from error
         sums = self._over_ranks(sums)
         norm = sharding.clip_gradients(self, self.gradient_clip)
         if not torch.isfinite(sums.sum() + norm):
@@ -225,7 +243,7 @@ class LanguageModel(Decoder):
         self._set_rates(optimizer, batch_idx)
         optimizer.step()
         optimizer.zero_grad()
-        if batch_idx % self._log_every == 0:
+        if (batch_idx + 1) % self._log_every == 0:
             rates = {"train/gradient_norm": norm, "train/learning_rate": self._rate}
             self.log_dict({"train/loss": sums.sum(), **self._by_term(sums), **rates})
         return {"loss": sums.sum()}
@@ -246,16 +264,11 @@ class LanguageModel(Decoder):
         trainer: Any = self.trainer
         return int(trainer.log_every_n_steps)
 
-    def _micro_batches(self, batch: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], bool]]:
-        windows = len(batch["tokens"])
-        size = self.micro_batch if isinstance(self.micro_batch, int) else windows
-        for first in range(0, windows, size):
-            yield {name: value[first : first + size] for name, value in batch.items()}, first + size >= windows
-
     def _set_rates(self, optimizer: Any, step: int) -> None:
-        steps = self._plan.steps
+        # The plan's steps, or, where a run goes on with other data, those done and those left.
+        steps = int(self.trainer.num_training_batches)
         self._rate = self.learning_rate * self.schedule.factor(step, steps)
-        progress = step / max(1, steps - 1)
+        progress = min(1.0, step / max(1, steps - 1))
         decay = self.weight_decay + (self.final_weight_decay - self.weight_decay) * progress
         for group in optimizer.param_groups:
             group["lr"] = self._rate

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from megalit.errors import UserError
 from megalit.modeling.decoder import TrainingPlan
 
 # Share of the GPU's memory that stays free: fragmentation, communication, validation.
@@ -15,7 +16,12 @@ def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
 
     Returns:
         Windows in a pass, the same on every rank; None (all of the share) without a GPU.
+
+    Raises:
+        UserError: the model is sharded: a rank whose memory runs out in a pass would leave the others waiting in it.
     """
+    if model.device_mesh is not None:
+        raise UserError("model.micro_batch is auto and the model is sharded: give a number of windows")
     if model.device.type != "cuda":
         return None
     share: int = model.trainer.datamodule.global_batch // model.trainer.world_size

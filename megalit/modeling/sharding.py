@@ -17,11 +17,19 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
     """Shard each block, the rest of the transformer and the head over the data-parallel ranks.
 
     Raises:
-        UserError: embedding and head are one matrix, which cannot be sharded in two places.
+        UserError: embedding and head are one matrix, which cannot be sharded in two places, or the mesh splits
+            matrices, which this model does not do.
     """
-    if model.shape.tie_embeddings:
-        raise UserError("the model is to be sharded and its embeddings are tied: choose a model.shape without tie_embeddings")
     ranks = mesh["data_parallel"]
+    if ranks.size() != torch.distributed.get_world_size():
+        raise UserError(
+            f"the strategy splits the {torch.distributed.get_world_size()} devices in {ranks.size()} data-parallel "
+            "groups: set its tensor_parallel_size to 1 and data_parallel_size to the number of devices"
+        )
+    if model.shape.tie_embeddings:
+        raise UserError(
+            "the model is to be sharded and its embeddings are tied: choose a model.shape without tie_embeddings"
+        )
     for layer in model.transformer.layers:
         fully_shard(layer, mesh=ranks)
     fully_shard(model.transformer, mesh=ranks)

@@ -63,7 +63,9 @@ class RMSNorm(nn.RMSNorm):
     """RMSNorm (arXiv 1910.07467) in the type of its input: of two types, torch takes a slow path."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        # Autocast on CUDA would compute it, and give its output, in float32.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):

@@ -1,11 +1,14 @@
 """What a device can do at best, to say how much of it a run used."""
 
-# Dense bf16 tensor-core FLOP/s by part of the device's name, from the makers' data sheets; the first match counts.
+import re
+
+# Dense bf16 tensor-core FLOP/s by words of the device's name, from the makers' data sheets.
 PEAK_FLOPS = {
     "B300": 2250e12,
     "B200": 2250e12,
     "GB200": 2500e12,
     "H200": 989e12,
+    "H200 NVL": 835e12,
     "GH200": 989e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
@@ -28,7 +31,9 @@ PEAK_FLOPS = {
 
 def peak_flops(device: str) -> float | None:
     """Dense bf16 FLOP/s of a device by its name, or None where it is not known (a CPU, for example)."""
-    return next((peak for name, peak in PEAK_FLOPS.items() if name.lower() in device.lower()), None)
+    found = [name for name in PEAK_FLOPS if re.search(rf"\b{name}\b", device, re.IGNORECASE)]
+    # The longest name says most: an H100 PCIe is slower than an H100.
+    return PEAK_FLOPS[max(found, key=len)] if found else None
 
 
 def mfu(flops_per_token: float, tokens_per_second: float, device: str, devices: int) -> float | None:

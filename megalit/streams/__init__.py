@@ -21,12 +21,13 @@ are stored once and a stream is a function over indices (design: one store, many
 """
 
 from megalit.streams.datamodule import RealStream, StreamDataModule
-from megalit.streams.named import LatentThoughtStream, MixtureStream, SimpleStream, StitchedStream
+from megalit.streams.named import LatentThoughtStream, MixtureStream, SampleStream, SimpleStream, StitchedStream
 
 __all__ = [
     "LatentThoughtStream",
     "MixtureStream",
     "RealStream",
+    "SampleStream",
     "SimpleStream",
     "StitchedStream",
     "StreamDataModule",

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -47,14 +47,16 @@ def generation_rows(path: Path) -> Rows:
     yield from Corpus.batches(path, TRAIN)
 
 
-def thought_rows(corpus: Corpus, tokenizer: Tokenizer) -> Rows:
-    """Batches of thoughts of training documents, each with the token offset of its split."""
+def thought_rows(corpus: Corpus, path: Path, tokenizer: Tokenizer) -> Rows:
+    """Batches of thoughts of training documents, from a table at ``path``, each with the token offset of its split."""
     documents = corpus.rows("documents", TRAIN, ["id", "text"])
-    thoughts = corpus.rows("thoughts", TRAIN)
+    thoughts = (row for batch in Corpus.batches(path, TRAIN) for row in batch)
     # Thoughts stand in the order of their documents, so one pass over both suffices.
     for identifier, group in groupby(thoughts, key=lambda row: row["document_id"]):
         rows = list(group)
-        text = next(document["text"] for document in documents if document["id"] == identifier)
+        text = next((document["text"] for document in documents if document["id"] == identifier), None)
+        if text is None:
+            raise UserError(f"{path} holds thoughts for '{identifier}', which is not in {corpus.folder}: check both")
         offsets = tokenizer.token_offsets(text, [row["character_offset"] for row in rows])
         yield [{**row, "token_offset": offset} for row, offset in zip(rows, offsets, strict=True)]
 
@@ -183,6 +185,23 @@ def _finish_chunks(writer: BinaryWriter, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
+class GenerationSet:
+    """What one recipe made, as ``megalit generate`` and the preparation of ``fit`` write it.
+
+    Attributes:
+        name: of its store.
+        kind: ``generations``, ``thoughts`` or ``samples``.
+        path: its table.
+        origin: what it was made with; ``identities`` and ``settings`` change when more of it is made.
+    """
+
+    name: str
+    kind: Literal["generations", "thoughts", "samples"]
+    path: Path
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class _Source:
     """A store to be built."""
 
@@ -194,7 +213,7 @@ class _Source:
 
 def build_stores(
     corpus: Corpus,
-    generations: Iterable[tuple[str, Path, dict[str, Any]]],
+    sets: Iterable[GenerationSet],
     tokenizer: Tokenizer,
     output: Path,
     guard: GuardSettings | None = None,
@@ -204,7 +223,7 @@ def build_stores(
 
     Args:
         corpus: real documents, with the generations and thoughts that came with them.
-        generations: further sets of generations: (name, ``generations.parquet``, origin).
+        sets: further generations, thoughts and samples.
         tokenizer: encodes all of them.
         output: the folder of the stores, one sub-folder each.
         guard: looks for validation text in everything else; None does not look.
@@ -219,7 +238,7 @@ def build_stores(
     source: dict[str, Any] = {"corpus": corpus.manifest["settings"], "inputs": corpus.manifest["inputs"]}
     if guard is not None:
         source["guard"] = asdict(guard)
-    sources = list(_sources(corpus, generations, tokenizer, source))
+    sources = list(_sources(corpus, sets, tokenizer, source, output))
     missing = [part for part in sources if not stores.exists(output / part.name)]
     for part in sources:
         if part not in missing:
@@ -250,10 +269,7 @@ def build_stores(
 
 
 def _sources(
-    corpus: Corpus,
-    generations: Iterable[tuple[str, Path, dict[str, Any]]],
-    tokenizer: Tokenizer,
-    origin: dict[str, Any],
+    corpus: Corpus, sets: Iterable[GenerationSet], tokenizer: Tokenizer, origin: dict[str, Any], output: Path
 ) -> Iterator[_Source]:
     yield _Source("real", "real", lambda: real_rows(corpus, TRAIN), origin)
     if corpus.manifest["documents"][VALIDATION]:
@@ -261,11 +277,54 @@ def _sources(
     if corpus.manifest["generations"]:
         path = corpus.folder / "generations.parquet"
         yield _Source("generations", "generations", lambda: generation_rows(path), origin)
-    for name, path, recipe in generations:
-        rows = partial(generation_rows, path)
-        yield _Source(name, "generations", rows, {**origin, "recipe": recipe})
+    for made in sets:
+        if made.kind == "thoughts":
+            rows = partial(thought_rows, corpus, made.path, tokenizer)
+            yield _Source(made.name, "thoughts", rows, {**origin, **made.origin})
+        else:
+            yield from _segments(made, origin, output)
     if corpus.manifest["thoughts"]:
-        yield _Source("thoughts", "thoughts", lambda: thought_rows(corpus, tokenizer), origin)
+        path = corpus.folder / "thoughts.parquet"
+        yield _Source("thoughts", "thoughts", lambda: thought_rows(corpus, path, tokenizer), origin)
+
+
+def _segments(made: GenerationSet, origin: dict[str, Any], output: Path) -> Iterator[_Source]:
+    """A set of generations as stores: those that are there, and one more for what has come since."""
+    there = [made.name]
+    while stores.exists(output / f"{made.name}.{len(there) + 1:03}"):
+        there.append(f"{made.name}.{len(there) + 1:03}")
+    if not stores.exists(output / made.name):
+        rows = partial(generation_rows, made.path)
+        yield _Source(made.name, made.kind, rows, {**origin, **made.origin})
+        return
+    origins = [stores.read_manifest(output / name).origin for name in there]
+    for name, built in zip(there, origins, strict=True):
+        gone = sorted(set(built.get("settings", {})) - set(made.origin.get("settings", {})))
+        if gone:
+            raise UserError(
+                f"{output / name} holds generations of '{made.name}' that have been made again since: choose another "
+                "folder for the stores"
+            )
+        # What has come since is no other origin.
+        changing: dict[str, Any] = {key: built[key] for key in ("settings", "identities") if key in built}
+        yield _Source(name, made.kind, partial(generation_rows, made.path), {**origin, **made.origin, **changing})
+    if origins[-1].get("identities") != made.origin.get("identities"):
+        rows = partial(_new_rows, made.path, [output / name for name in there])
+        if any(rows()):
+            name = f"{made.name}.{len(there) + 1:03}"
+            yield _Source(name, made.kind, rows, {**origin, **made.origin})
+
+
+def _new_rows(path: Path, segments: list[Path]) -> Rows:
+    """Generations that no segment holds."""
+    known: set[tuple[str, int]] = set()
+    for folder in segments:
+        items = pq.read_table(folder / "items.parquet", columns=["document_id", "generation"])
+        known.update(zip(items.column(0).to_pylist(), items.column(1).to_pylist(), strict=True))
+    for batch in generation_rows(path):
+        new = [row for row in batch if (row["document_id"], row["generation"]) not in known]
+        if new:
+            yield new
 
 
 def _dropped(folder: Path) -> set[str]:

@@ -120,7 +120,7 @@ def window_of_sample(mixture: Mixture, sample: int) -> tuple[str, int, int, list
     found = []
     for row, start, stop in packed.pieces(*_bounds(packed, window, stream.context_length)):
         document, generation = int(table.document[row]), int(table.generation[row])
-        name = _LITERALS[row] if document < 0 else str(stream.tables.ids[document].as_py())
+        name = _LITERALS[row] if document < 0 else stream.tables.name(document)
         tokens = table.read(row)[start:stop].tolist()
         found.append(
             PieceInWindow(name, generation if generation >= 0 else None, row, start, stop, tokens, document < 0)

@@ -52,9 +52,11 @@ class MappedTables:
 def _to_arrays(tables: PieceTables) -> Arrays:
     columns = {name: getattr(tables.table, name) for name in _COLUMNS}
     groups = [getattr(tables, name) for name in _GROUPS]
+    samples = tables.samples
     return {
         **columns,
         "kept": tables.kept,
+        "samples": np.array([samples.first, samples.size]),
         "first": np.array([group.first for group in groups]),
         "start": np.stack([group.start for group in groups]),
         "count": np.stack([group.count for group in groups]),
@@ -67,7 +69,13 @@ def _from_arrays(arrays: Any, stores: StoreSet, literals: Literals) -> PieceTabl
         Group(int(first), start, count)
         for first, start, count in zip(arrays["first"], arrays["start"], arrays["count"], strict=True)
     )
-    return PieceTables(stores, arrays["kept"], table, real, generations, thoughts, segments)
+    samples = _samples(*arrays["samples"].tolist())
+    return PieceTables(stores, arrays["kept"], table, real, generations, thoughts, segments, samples)
+
+
+def _samples(first: int, count: int) -> Group:
+    """Samples have no document, so they are one group."""
+    return Group(first, np.zeros(1, dtype=np.int64), np.array([count]))
 
 
 def _buffers(stores: StoreSet, literals: Literals) -> list[npt.NDArray[Any]]:
@@ -80,7 +88,7 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
     """Join a data set's stores by document id and content hash.
 
     Args:
-        stores: real documents, generations, thoughts.
+        stores: real documents, generations, thoughts, samples.
         literals: the tokens of the literal rows.
         real_fraction: share of the real documents to keep, with what was made from them. They are the first
             in the order of their ids' hashes, so each subset lies inside every larger one.
@@ -102,7 +110,14 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
     thought_parts = [_joined(stores.thoughts, real, place)] if stores.thoughts else []
     thoughts = build.add_sorted([stores.thoughts] if stores.thoughts else [], thought_parts, len(kept))
     segments = _add_segments(build, stores.real, kept, lengths, thought_parts, thoughts)
-    return PieceTables(stores, kept, build.finish(), real_group, generations, thoughts, segments)
+    first = build.rows
+    for store in stores.samples:
+        items = np.arange(store.manifest.items)
+        tokens = store.items(["tokens"])["tokens"].to_numpy()
+        numbers = items + (build.rows - first)
+        build.add(store, items, None, tokens, len(kept) + numbers, numbers)
+    samples = _samples(first, build.rows - first)
+    return PieceTables(stores, kept, build.finish(), real_group, generations, thoughts, segments, samples)
 
 
 def _subset(ids: pa.ChunkedArray, fraction: float) -> Integers:

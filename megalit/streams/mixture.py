@@ -15,7 +15,7 @@ from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.streams.joining import MappedTables, join
 from megalit.streams.loading import SuiteWindows
-from megalit.streams.orderings import LatentThoughts, Ordering, Real, describe
+from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe
 from megalit.streams.packing import PackedTokens
 from megalit.streams.pieces import BOS, EOS, Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan, StreamPlan
@@ -177,6 +177,12 @@ class Mixture:
                     f"synthetic data is asked for and {stores.folder} holds no thoughts: "
                     "tokenize a corpus whose rows have 'thoughts', or train on another stream"
                 )
+        elif isinstance(component.ordering, Samples):
+            if not stores.samples:
+                raise UserError(
+                    f"samples are asked for and {stores.folder} holds none: draw some with `megalit generate` "
+                    "(configs/generate/self_distillation.yaml) and tokenize them, or train on another stream"
+                )
         elif not isinstance(component.ordering, Real) and not stores.generations:
             raise UserError(
                 f"synthetic data is asked for and {stores.folder} holds no generations: "
@@ -201,7 +207,7 @@ class Mixture:
     def _suites(self, stores: StoreSet) -> dict[str, SuiteWindows]:
         if stores.validation is None:
             return {}
-        alone = StoreSet(stores.folder, stores.validation, None, (), None, None)
+        alone = StoreSet(stores.folder, stores.validation, None, (), None, (), None)
         manifest = stores.validation.manifest
         tables = join(alone, Literals(manifest.bos, manifest.eos))
         rows = np.full((tables.documents, 3), EOS, dtype=np.int32)

@@ -11,11 +11,13 @@ from megalit.streams.datamodule import StreamDataModule, SyntheticDataModule
 from megalit.streams.mixture import Component
 from megalit.streams.orderings import (
     Draw,
+    Incomplete,
     LatentThoughts,
     MegadocOrder,
     Ordering,
     Real,
     RealDocument,
+    Samples,
     Simple,
     Stitched,
 )
@@ -29,15 +31,19 @@ class SimpleStream(SyntheticDataModule):
     Args:
         generations: how many of each document's generations take part.
         draw: which: the ``first`` ones, or some ``drawn`` for each document by seed.
+        incomplete: ``refuse`` documents with fewer generations, or ``accept`` them with those that they have.
     """
 
-    def __init__(self, generations: int = 4, draw: Draw = "first", **settings: Any) -> None:
+    def __init__(
+        self, generations: int = 4, draw: Draw = "first", incomplete: Incomplete = "refuse", **settings: Any
+    ) -> None:
         super().__init__(**settings)
         self.generations = _positive(generations)
         self.draw: Draw = draw
+        self.incomplete: Incomplete = incomplete
 
     def synthetic_ordering(self) -> Ordering:
-        return Simple(self.generations, self.draw)
+        return Simple(self.generations, self.draw, self.incomplete)
 
 
 class StitchedStream(SyntheticDataModule):
@@ -49,6 +55,7 @@ class StitchedStream(SyntheticDataModule):
         draw: which generations: the ``first`` ones, or some ``drawn`` for each document by seed.
         megadoc_order: order of the generations in a megadoc: ``fixed``, or ``drawn`` anew each epoch.
         separator: text between the pieces of a megadoc (default: each piece keeps its BOS and EOS).
+        incomplete: ``refuse`` documents with fewer generations, or ``accept`` them with those that they have.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class StitchedStream(SyntheticDataModule):
         draw: Draw = "first",
         megadoc_order: MegadocOrder = "fixed",
         separator: str | None = None,
+        incomplete: Incomplete = "refuse",
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -66,10 +74,12 @@ class StitchedStream(SyntheticDataModule):
         self.draw: Draw = draw
         self.megadoc_order: MegadocOrder = megadoc_order
         self.separator = separator
+        self.incomplete: Incomplete = incomplete
 
     def synthetic_ordering(self) -> Ordering:
         separated = self.separator is not None
-        return Stitched(self.generations, self.real_document, self.draw, self.megadoc_order, separated)
+        order = self.megadoc_order
+        return Stitched(self.generations, self.real_document, self.draw, order, separated, self.incomplete)
 
     def markers(self, stores: StoreSet) -> tuple[list[int], list[int], list[int]]:
         return [], [], _encode(stores, self.separator)[0] if self.separator is not None else []
@@ -96,25 +106,34 @@ class LatentThoughtStream(SyntheticDataModule):
         return start, end, []
 
 
+class SampleStream(SyntheticDataModule):
+    """A teacher's own samples beside the real documents: hard-label self-distillation (arXiv 2509.14786)."""
+
+    def synthetic_ordering(self) -> Ordering:
+        return Samples()
+
+
 @dataclass(frozen=True)
 class MixedStream:
     """One stream of a mixture.
 
     Attributes:
-        order: ``real``, ``simple``, ``stitched`` or ``latent_thoughts``.
+        order: ``real``, ``simple``, ``stitched``, ``latent_thoughts`` or ``samples``.
         share: of the run's windows, or one share for each phase of the mixture.
         generations: of each document, for simple and stitched streams.
         real_document: where the real document stands in a stitched stream's megadocs.
         draw: which generations take part.
+        incomplete: ``refuse`` documents with fewer generations, or ``accept`` them with those that they have.
         stores: folder of its stores, if they are not the mixture's own: an old corpus, for example.
         name: of this stream (default: its order); names are unique.
     """
 
-    order: Literal["real", "simple", "stitched", "latent_thoughts"]
+    order: Literal["real", "simple", "stitched", "latent_thoughts", "samples"]
     share: float | list[float]
     generations: int = 4
     real_document: RealDocument = "last"
     draw: Draw = "first"
+    incomplete: Incomplete = "refuse"
     stores: str | None = None
     name: str | None = None
 
@@ -124,9 +143,13 @@ class MixedStream:
         if self.order == "real":
             ordering = Real(name)
         elif self.order == "simple":
-            ordering = Simple(_positive(self.generations), self.draw, name)
+            ordering = Simple(_positive(self.generations), self.draw, self.incomplete, name)
+        elif self.order == "samples":
+            ordering = Samples(name)
         elif self.order == "stitched":
-            ordering = Stitched(_positive(self.generations), self.real_document, self.draw, name=name)
+            ordering = Stitched(
+                _positive(self.generations), self.real_document, self.draw, incomplete=self.incomplete, name=name
+            )
         else:
             ordering = LatentThoughts(name)
         return Component(ordering, self.shares, self.stores)

@@ -23,6 +23,11 @@ from megalit.streams.pieces import BOS, EOS, EOS_BOS, SEPARATOR, THOUGHT_END, TH
 RealDocument = Literal["last", "first", "absent"]
 Draw = Literal["first", "drawn"]
 MegadocOrder = Literal["fixed", "drawn"]
+Incomplete = Literal["refuse", "accept"]
+
+
+# In the place of a generation that is not there.
+_NONE = -1
 
 
 class Ordering(Protocol):
@@ -56,21 +61,33 @@ class Real:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Texts that were made from no document, such as a teacher's own samples, each a document of its own."""
+
+    name: str = "samples"
+
+    def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
+        return _delimited(epoch.permutation(tables.samples.rows()))
+
+
+@dataclass(frozen=True)
 class Simple:
     """Real documents and their generations, each a document of its own, all permuted together.
 
     Attributes:
         generations: how many of each document's generations take part.
         draw: which: the ``first`` ones, or some ``drawn`` for each document by seed.
+        incomplete: documents with fewer generations are refused, or accepted with those that they have.
     """
 
     generations: int
     draw: Draw = "first"
+    incomplete: Incomplete = "refuse"
     name: str = "simple"
 
     def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
-        chosen = _choose(tables, self.generations, self.draw, fixed).ravel()
-        return _delimited(epoch.permutation(np.concatenate([tables.real.rows(), chosen])))
+        chosen = _choose(tables, self.generations, self.draw, self.incomplete, fixed).ravel()
+        return _delimited(epoch.permutation(np.concatenate([tables.real.rows(), chosen[chosen != _NONE]])))
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,7 @@ class Stitched:
         draw: which generations: the ``first`` ones, or some ``drawn`` for each document by seed.
         order: of the generations in a megadoc: ``fixed``, or ``drawn`` anew each epoch.
         separated: put the separator literal between pieces instead of EOS and BOS.
+        incomplete: documents with fewer generations are refused, or accepted with those that they have.
     """
 
     generations: int
@@ -91,10 +109,11 @@ class Stitched:
     draw: Draw = "first"
     order: MegadocOrder = "fixed"
     separated: bool = False
+    incomplete: Incomplete = "refuse"
     name: str = "stitched"
 
     def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
-        pieces = _choose(tables, self.generations, self.draw, fixed)
+        pieces = _choose(tables, self.generations, self.draw, self.incomplete, fixed)
         if self.order == "drawn":
             pieces = epoch.permuted(pieces, axis=1)
         real = tables.real.rows()[:, None]
@@ -103,13 +122,18 @@ class Stitched:
         elif self.real_document == "first":
             pieces = np.concatenate([real, pieces], axis=1)
         pieces = pieces[tables.document_order(epoch)]
+        there = pieces != _NONE
         if not self.separated:
-            return _delimited(pieces.ravel())
+            return _delimited(pieces[there])
         megadocs: Rows = np.full((len(pieces), 2 * pieces.shape[1] + 1), SEPARATOR, dtype=np.int32)
         megadocs[:, 0] = BOS
         megadocs[:, 1::2] = pieces
         megadocs[:, -1] = EOS
-        return megadocs.ravel()
+        # What is not there takes the separator before it along, or the one behind it where it would come first.
+        kept = np.ones(megadocs.shape, dtype=bool)
+        kept[:, 1::2] = there
+        kept[:, 2:-1:2] = there[:, 1:] & np.logical_or.accumulate(there, axis=1)[:, :-1]
+        return megadocs[kept & there.any(axis=1, keepdims=True)]
 
 
 @dataclass(frozen=True)
@@ -149,18 +173,21 @@ def _ranks(counts: Integers) -> Integers:
     return np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def _choose(tables: PieceTables, count: int, draw: Draw, fixed: np.random.Generator) -> Rows:
-    """Rows of ``count`` generations of each document, ``(documents, count)``.
+def _choose(tables: PieceTables, count: int, draw: Draw, incomplete: Incomplete, fixed: np.random.Generator) -> Rows:
+    """Rows of ``count`` generations of each document, ``(documents, count)``; ``_NONE`` where it has fewer.
 
     Drawn ones are nested: with the same seed, fewer are the first of more.
     """
-    tables.require_generations(count)
+    if incomplete == "refuse":
+        tables.require_generations(count)
     group = tables.generations
-    if draw == "first":
-        return (group.first + group.start[:, None] + np.arange(count)).astype(np.int32)
-    document = np.repeat(np.arange(tables.documents), group.count)
-    shuffled = np.lexsort((fixed.random(group.size), document))
-    return (group.first + shuffled[group.start[:, None] + np.arange(count)]).astype(np.int32)
+    number = np.arange(count)
+    there = number < group.count[:, None]
+    places = np.where(there, group.start[:, None] + number, 0)
+    if draw == "drawn":
+        document = np.repeat(np.arange(tables.documents), group.count)
+        places = np.lexsort((fixed.random(group.size), document))[places]
+    return np.where(there, group.first + places, _NONE).astype(np.int32)
 
 
 def _delimited(pieces: Rows) -> Rows:

@@ -104,6 +104,7 @@ class PieceTables:
         real: one row for each document.
         generations, thoughts: rows of each document, in the order of their index.
         segments: the text before, between and behind a document's thoughts, one more than thoughts.
+        samples: one row for each; their document numbers follow those of the real documents.
         path: an order that puts related documents side by side, or None.
     """
 
@@ -114,6 +115,7 @@ class PieceTables:
     generations: Group
     thoughts: Group
     segments: Group
+    samples: Group
     path: Integers | None = None
 
     def document_order(self, random: np.random.Generator) -> Integers:
@@ -128,6 +130,12 @@ class PieceTables:
     def ids(self) -> pa.Array:
         """Ids of the documents; read when they are asked for, because training never needs them."""
         return self.stores.real.items(["document_id"]).column(0).combine_chunks().take(pa.array(self.kept))
+
+    def name(self, document: int) -> str:
+        """Id of a document, or the number of a sample."""
+        if document >= self.documents:
+            return f"sample {document - self.documents}"
+        return str(self.ids[document].as_py())
 
     def recipe(self, row: int) -> str | None:
         """What made a generation or thought; None for real text and literals. Reads the store's table."""
@@ -150,5 +158,9 @@ class PieceTables:
         fewest = int(available.min())
         if fewest < count:
             name = self.ids[int(available.argmin())].as_py()
+            few = int((available < count).sum())
             remedy = f"lower data.generations to {fewest}" if fewest else "give it generations, or train on RealStream"
-            raise UserError(f"{count} generations were asked for and document '{name}' has {fewest}: {remedy}")
+            raise UserError(
+                f"{count} generations were asked for and document '{name}' has {fewest}: {remedy}, or set "
+                f"data.incomplete to accept ({few} of {self.documents} documents have fewer)"
+            )

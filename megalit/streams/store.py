@@ -20,7 +20,7 @@ from megalit.errors import UserError
 from megalit.files import read_json
 
 FORMAT = 1
-Kind = Literal["real", "validation", "generations", "thoughts"]
+Kind = Literal["real", "validation", "generations", "thoughts", "samples"]
 
 ITEMS = pa.schema(
     [
@@ -42,7 +42,7 @@ class Manifest:
     """What a finished store says of itself.
 
     Attributes:
-        kind: ``real``, ``validation``, ``generations`` or ``thoughts``.
+        kind: ``real``, ``validation``, ``generations``, ``thoughts`` or ``samples``.
         tokenizer: fingerprint of the tokenizer that made the tokens.
         vocabulary_size: every token id is smaller.
         bos, eos: token ids put around each document by the orderings.
@@ -222,13 +222,14 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class StoreSet:
-    """The stores of one data set: real documents, held-out ones, generations, thoughts.
+    """The stores of one data set: real documents, held-out ones, generations, thoughts, samples.
 
     Attributes:
         real: the training documents.
         validation: held-out documents, or None.
         generations: segments of generations, by folder name.
         thoughts: thoughts, or None.
+        samples: texts that were made from no document.
         tokenizer: the folder of the tokenizer that made them, or None.
     """
 
@@ -237,12 +238,15 @@ class StoreSet:
     validation: TokenStore | None
     generations: tuple[TokenStore, ...]
     thoughts: TokenStore | None
+    samples: tuple[TokenStore, ...]
     tokenizer: Path | None
 
     @property
     def training(self) -> tuple[TokenStore, ...]:
         """All but the held-out documents."""
-        return tuple(store for store in (self.real, *self.generations, self.thoughts) if store is not None)
+        return tuple(
+            store for store in (self.real, *self.generations, self.thoughts, *self.samples) if store is not None
+        )
 
     @property
     def all(self) -> tuple[TokenStore, ...]:
@@ -260,7 +264,13 @@ def open_stores(folder: Path) -> StoreSet:
     Raises:
         UserError: no store of real documents there, or stores made by different tokenizers.
     """
-    found: dict[str, list[TokenStore]] = {"real": [], "validation": [], "generations": [], "thoughts": []}
+    found: dict[str, list[TokenStore]] = {
+        "real": [],
+        "validation": [],
+        "generations": [],
+        "thoughts": [],
+        "samples": [],
+    }
     for path in sorted(folder.glob("[!.]*/manifest.json")):
         store = TokenStore(path.parent)
         found[store.manifest.kind].append(store)
@@ -276,6 +286,7 @@ def open_stores(folder: Path) -> StoreSet:
         validation=next(iter(found["validation"]), None),
         generations=tuple(found["generations"]),
         thoughts=next(iter(found["thoughts"]), None),
+        samples=tuple(found["samples"]),
         tokenizer=folder / "tokenizer" if (folder / "tokenizer").exists() else None,
     )
     for store in stores.all:

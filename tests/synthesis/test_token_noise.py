@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.errors import UserError
-from megalit.synthesis.token_noise import TokenNoise, generate_token_noise
+from megalit.synthesis.recipes.token_noise import TokenNoise, generate_token_noise
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 

@@ -16,14 +16,15 @@ import numpy as np
 from megalit.corpus import tables
 from megalit.corpus.tables import TRAIN, Corpus, TableWriter
 from megalit.errors import UserError
-from megalit.files import new_folder, write_json
+from megalit.files import fingerprint, new_folder, write_json
+from megalit.synthesis.items import Generated, Item, Recipe, Steps, TokenCounter, source_of
 
 _PIECES = re.compile(r"\S+\s*|\s+")
 
 
 @dataclass(frozen=True)
-class TokenNoise:
-    """Settings of the recipe.
+class TokenNoise(Recipe):
+    """Noise in the place of a model: the recipe asks for no completion.
 
     Attributes:
         count: generations per training document.
@@ -36,6 +37,19 @@ class TokenNoise:
     deletion: float = 0.1
     substitution: float = 0.1
     seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return "token_noise"
+
+    @property
+    def version(self) -> str:
+        return f"{self.name} {fingerprint([self.deletion, self.substitution, self.seed])}"
+
+    def run(self, item: Item, count_tokens: TokenCounter) -> Steps:
+        source = source_of(item)
+        return Generated(self.generate(source.id, source.text, item.index))
+        yield  # a recipe is a generator, also one that asks nothing
 
     def generate(self, identifier: str, text: str, index: int) -> str:
         """Generation number ``index`` of a document: a pure function of the settings and arguments."""

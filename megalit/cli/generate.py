@@ -1,0 +1,211 @@
+"""``megalit generate``: documents in, generations out, exactly once."""
+
+import asyncio
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from megalit.cli.commands import parse
+from megalit.cli.console import Step, console
+from megalit.corpus.tables import Corpus
+from megalit.errors import UserError
+from megalit.files import lock, read_json, write_json
+from megalit.synthesis import recipes  # noqa: F401 (so that their short names are known)
+from megalit.synthesis.cleaning import Cleaning
+from megalit.synthesis.compaction import MANIFEST, Compacted, compact
+from megalit.synthesis.engines import Engine
+from megalit.synthesis.generating import Counts, Generator, Shard, Work
+from megalit.synthesis.items import Recipe
+from megalit.synthesis.report import make_report, plot_report, report_lines
+from megalit.synthesis.requests import Sampling
+from megalit.synthesis.status import StatusFile, added_up, read_statuses
+
+# What the generations in a folder are made with; another folder holds those of another recipe or model.
+WORK = "generate.json"
+
+HELP = """
+Recipes: Rephrase, CritiqueAndRevise, LatentThoughts, Unconditional, TokenNoise, or a class path of your own.
+Engines: Vllm, OpenAI, Transformers, Scripted.
+The same command continues after an interruption; with a higher `generations` it adds what is missing.
+"""
+
+
+@dataclass(frozen=True)
+class GenerateCommand:
+    """Make generations of a corpus' training documents with a language model, ready for ``megalit tokenize``.
+
+    Attributes:
+        recipe: what is asked for.
+        engine: who answers.
+        corpus: folder that `megalit corpus` wrote; samples need none.
+        output: folder of the generations, shared by all shards.
+        generations: how many of each document, or how many samples.
+        total_tokens: samples are drawn until they have so many tokens, instead of a number of them.
+        sampling: how completions are drawn.
+        cleaning: what is taken off completions, and which generations are kept.
+        attempts: tries that a generation has before it is given up.
+        shard: `i/n` makes the generations of every n-th document only, from number i on, for job arrays.
+        redo: make again what was made with other settings of sampling or cleaning.
+        status: say how far all shards are, and make nothing.
+    """
+
+    recipe: Recipe | None = None
+    engine: Engine | None = None
+    corpus: str = "data/corpus"
+    output: str = "data/generations"
+    generations: int = 4
+    total_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    attempts: int = 3
+    shard: str = "0/1"
+    redo: bool = False
+    status: bool = False
+
+
+def main(verb: str, arguments: Sequence[str]) -> None:
+    """``megalit generate``."""
+    # `--status` alone is easier to type.
+    arguments = [part + "=true" if part == "--status" else part for part in arguments]
+    command = parse(verb, GenerateCommand, arguments, HELP)
+    output = Path(command.output)
+    if command.status:
+        _print_status(output)
+        return
+    work = _work(command)
+    shard = Shard.parse(command.shard)
+    corpus = None if work.recipe.kind == "samples" else Corpus(Path(command.corpus))
+    with lock(output / WORK):
+        _same_work(work, output)
+        compacted = compact(work, corpus, output)
+    if compacted.missing:
+        _generate(work, corpus, output, shard)
+        with lock(output / WORK, waiting=lambda: console.print("waiting for another shard that looks what is missing")):
+            compacted = _compact(work, corpus, output)
+    else:
+        console.print(f"{output} is finished: {compacted.rows:,} generations; a higher `generations` adds more")
+    if compacted.missing:
+        console.print(f"shard {shard} is done; other shards have {compacted.missing:,} generations still to make")
+    else:
+        _report(compacted, corpus, output)
+        print(output)
+
+
+def _work(command: GenerateCommand) -> Work:
+    if command.recipe is None or command.engine is None:
+        raise UserError("recipe and engine are not both named: see configs/generate/ for examples")
+    samples = command.recipe.kind == "samples"
+    if command.generations < 1 or command.attempts < 1:
+        raise UserError("generations and attempts are not both at least 1: mend them")
+    if command.total_tokens is not None and (not samples or command.total_tokens < 1):
+        raise UserError("total_tokens bounds samples without a document and is positive: leave it out, or mend it")
+    command.recipe.check()
+    command.sampling.check()
+    command.cleaning.check()
+    return Work(
+        recipe=command.recipe,
+        engine=command.engine,
+        sampling=command.sampling,
+        cleaning=command.cleaning,
+        count=command.generations,
+        total_tokens=command.total_tokens,
+        attempts=command.attempts,
+        redo=command.redo,
+    )
+
+
+def _same_work(work: Work, output: Path) -> None:
+    """Remember what a folder's generations are made with, or compare with what they were."""
+    asked = {"recipe": work.version, "model": work.model, "kind": work.recipe.kind}
+    path = output / WORK
+    if path.exists():
+        there = read_json(path)
+        for key, value in asked.items():
+            if there.get(key) != value:
+                raise UserError(
+                    f"{output} holds generations with {key} {there.get(key)!r}, and {value!r} is asked for: "
+                    "choose another output (what is there stays as it is)"
+                )
+        return
+    if output.exists() and any(not entry.name.startswith(".") for entry in output.iterdir()):
+        raise UserError(f"{output} is there and was not made by `megalit generate`: choose another output")
+    write_json(path, asked)
+
+
+def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> None:
+    status = StatusFile(output, shard)
+    counts = Counts()
+    with Step(f"generating, shard {shard}" if shard.of > 1 else "generating") as shown:
+
+        def progress(now: Counts) -> None:
+            status.update(now)
+            if shown.is_time:
+                shown.say(_progress_text(status.figures(now)))
+
+        generator = Generator(work, corpus, output / "journal", shard, progress)
+        counts = generator.counts
+        console.print(f"loading {work.model}")
+        try:
+            asyncio.run(generator.run())
+        except BaseException:
+            status.update(counts, "stopped")
+            raise
+    status.update(counts, "finished")
+    console.print(f"shard {shard}: {_progress_text(status.figures(counts))}")
+
+
+def _progress_text(figures: dict[str, Any]) -> str:
+    total = f" of {figures['total']:,}" if figures["total"] is not None else ""
+    left = figures["seconds_left"]
+    return (
+        f"{figures['done']:,}{total} generations, {sum(figures['declined'].values()):,} attempts declined, "
+        f"{figures['tokens']:,} tokens, {figures['tokens_per_second']:,.0f} tokens/s"
+        + (f", {datetime.timedelta(seconds=left)} left" if left else "")
+    )
+
+
+def _compact(work: Work, corpus: Corpus | None, output: Path) -> Compacted:
+    with Step("writing the table") as shown:
+        return compact(work, corpus, output, lambda rows: shown.update(rows, "generations"))
+
+
+def _report(compacted: Compacted, corpus: Corpus | None, output: Path) -> None:
+    path = output / "report.json"
+    if not path.exists() or path.stat().st_mtime < (output / MANIFEST).stat().st_mtime:
+        report = make_report(compacted, corpus, output)
+        plot_report(report, output / "report.png")
+        write_json(path, report)
+    for line in report_lines(read_json(path)):
+        console.print(line)
+    if not compacted.rows:
+        raise UserError("no generation was accepted: look at the reasons above and at sampling, cleaning and recipe")
+
+
+def _print_status(output: Path) -> None:
+    statuses = read_statuses(output)
+    if not statuses:
+        raise UserError(f"{output} holds no status of a shard: start `megalit generate --output {output}` first")
+    together = added_up(statuses)
+    table = Table(title=str(output))
+    for heading in ("shard", "state", "done", "of", "declined", "tokens", "tokens/s", "left"):
+        table.add_column(heading, justify="left" if heading in ("shard", "state") else "right")
+    rows = [*statuses, {**together, "shard": "all", "state": f"{together['running']} running"}]
+    for value in rows:
+        left = value["seconds_left"]
+        table.add_row(
+            value["shard"],
+            value["state"],
+            f"{value['done']:,}",
+            "" if value["total"] is None else f"{value['total']:,}",
+            f"{sum(value['declined'].values()):,}",
+            f"{value['tokens']:,}",
+            f"{value['tokens_per_second']:,.0f}",
+            "" if left is None else str(datetime.timedelta(seconds=left)),
+        )
+    console.print(table)
+    print(json.dumps(together))

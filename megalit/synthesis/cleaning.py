@@ -1,0 +1,136 @@
+"""What is taken off a completion, and which generations are kept."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from megalit.errors import UserError, missing_extra
+from megalit.synthesis.items import Rejected
+from megalit.synthesis.requests import Completion
+from megalit.synthesis.text import ngrams, trim_to_sentence, words
+
+# "Sure! Here is the rewritten text:" and the like, which chat models put before what was asked for.
+_PREAMBLE = re.compile(
+    r"\A\s*(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n]{0,40}?[!.,:]\s*)?"
+    r"(?:(?:here(?:'s|’s| is| are)|below (?:is|are)|this is|the following (?:is|are))\b[^\n]{0,160}:\s*\n"
+    r"|(?:sure|certainly|of course|okay|ok|absolutely)[!.,:]\s*\n)",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"\A\s*(?:(?:i['’]?m|i am) (?:sorry|afraid|unable|not able)\b|sorry,|i can(?:no|['’])t\b|i (?:won['’]t|will not)\b|"
+    r"i apologi[sz]e\b|unfortunately, i\b|as an? (?:ai|language model|artificial)\b)",
+    re.IGNORECASE,
+)
+_RUN = 8  # words
+# A text of fewer words says little about itself.
+_LOOP_FROM = 50
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What is taken off completions, and what a generation must be to be kept.
+
+    Attributes:
+        truncated: a completion that the length limit cut is kept, trimmed to its last whole sentence, or rejected.
+        preambles: take off what a chat model says before the text ("Here is the rewritten text:").
+        refusals: reject completions in which the model declines.
+        min_words: a generation of fewer is rejected.
+        max_words: a generation of more is rejected; null allows any length.
+        copy_threshold: a generation whose ROUGE-L F1 with its document is above is a copy and rejected (ROUGE,
+            Lin 2004; on words); null allows copies.
+        repetition_threshold: a generation in which more than that share of the runs of 8 words have stood there
+            before is a loop and rejected (in the manner of Gopher's filters, arXiv 2112.11446, appendix A); null
+            allows loops.
+        language: ISO 639-1 code; generations in another one are rejected. Null (the default) does not look.
+    """
+
+    truncated: Literal["keep", "trim", "reject"] = "trim"
+    preambles: bool = True
+    refusals: bool = True
+    min_words: int = 5
+    max_words: int | None = None
+    copy_threshold: float | None = 0.9
+    repetition_threshold: float | None = 0.3
+    language: str | None = None
+
+    def check(self) -> None:
+        """Refuse settings that cannot work.
+
+        Raises:
+            UserError: a threshold outside [0, 1], a language that is not known, or one that cannot be recognised.
+        """
+        for name in ("copy_threshold", "repetition_threshold"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"cleaning.{name} is {value}: choose a value in [0, 1], or null")
+        if self.max_words is not None and self.max_words < self.min_words:
+            raise UserError(f"cleaning.max_words is {self.max_words} and min_words {self.min_words}: mend one of them")
+        if self.language is not None:
+            known = _identifier().labels
+            if self.language not in known:
+                raise UserError(f"cleaning.language '{self.language}' is not known: choose one of {', '.join(known)}")
+
+    def clean(self, completion: Completion) -> str | Rejected:
+        """A completion's text without what does not belong to it, or why it is worth nothing."""
+        text = completion.text
+        if completion.finish == "length" and self.truncated != "keep":
+            if self.truncated == "reject":
+                return Rejected("cut at the length limit")
+            text = trim_to_sentence(text)
+            if not text.strip():
+                return Rejected("cut at the length limit")
+        if self.preambles:
+            text = _PREAMBLE.sub("", text, count=1)
+        if self.refusals and _REFUSAL.match(text):
+            return Rejected("refusal")
+        return text
+
+    def problem(self, text: str, source: str | None) -> str | None:
+        """Why a finished generation is not kept; None where it is.
+
+        Args:
+            text: the generation.
+            source: the document that it is made from.
+        """
+        if not text.strip():
+            return "empty"
+        found = words(text)
+        if len(found) < self.min_words:
+            return "too short"
+        if self.max_words is not None and len(found) > self.max_words:
+            return "too long"
+        if self.repetition_threshold is not None and repetition(found) > self.repetition_threshold:
+            return "repetition"
+        if source is not None and self.copy_threshold is not None and rouge_l(text, source) > self.copy_threshold:
+            return "copy of the document"
+        if self.language is not None and _identifier().classify(text)[0] != self.language:
+            return "other language"
+        return None
+
+
+def rouge_l(one: str, other: str) -> float:
+    """ROUGE-L F1 of two texts' words: twice their longest common subsequence over the sum of their lengths."""
+    from rapidfuzz.distance import Indel
+
+    # The insertions and deletions between two sequences are what is outside their common subsequence.
+    return Indel.normalized_similarity(words(one), words(other))
+
+
+def repetition(found: list[str]) -> float:
+    """Share of the runs of 8 words that have stood in the text before; 0 for a short text."""
+    if len(found) < _LOOP_FROM:
+        return 0.0
+    counts = Counter(ngrams(found, _RUN))
+    total = counts.total()
+    return (total - len(counts)) / total
+
+
+@cache
+def _identifier() -> Any:
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise missing_extra("py3langid", "language", "cleaning.language") from error
+    return LanguageIdentifier.from_pickled_model(MODEL_FILE)

@@ -1,0 +1,209 @@
+"""From a journal to a table: every (document, index) exactly once, in order."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from megalit.corpus import tables
+from megalit.corpus.tables import TRAIN, Corpus, TableWriter
+from megalit.files import read_json, write_atomic, write_json
+from megalit.synthesis.generating import Work, document_items, sources
+from megalit.synthesis.items import Item
+from megalit.synthesis.journal import Accepted, Declined, Journal, Place, Settings
+from megalit.synthesis.ledger import Ledger
+
+TABLE = "generations.parquet"
+MANIFEST = "manifest.json"
+
+# Beside the columns of the corpus' own tables: what a row was made with.
+ORIGIN = [
+    pa.field("identity", pa.string()),
+    pa.field("settings", pa.string()),
+    pa.field("seed", pa.int64()),
+    pa.field("attempt", pa.int32()),
+    pa.field("prompt_tokens", pa.int64()),
+    pa.field("tokens", pa.int64()),
+]
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What compaction found.
+
+    Attributes:
+        rows: generations written.
+        given_up: generations that no attempt gave.
+        missing: generations that are still to be made; with any, nothing was written.
+        declined: attempts that gave nothing, by reason.
+    """
+
+    rows: int
+    given_up: int
+    missing: int
+    declined: dict[str, int]
+
+
+def compact(
+    work: Work, corpus: Corpus | None, folder: Path, progress: Callable[[int], None] = lambda rows: None
+) -> Compacted:
+    """Write ``generations.parquet`` and ``manifest.json`` to ``folder`` from its journal, if nothing is missing.
+
+    What it writes depends on the generations alone, not on who made them when. Call it under
+    :func:`megalit.files.lock`.
+    """
+    journal = Journal(folder / "journal")
+    index = _Index(work, journal)
+    missing = given_up = 0
+    identities = hashlib.sha256()
+    for item, state in _states(work, corpus, index):
+        missing += state is None
+        given_up += state is False
+        if isinstance(state, Place):
+            identities.update(work.identity(item).encode())
+    written = _manifest(folder)
+    if not missing and not work.redo and written.get("identities") == identities.hexdigest()[:16]:
+        return Compacted(written["rows"], given_up, 0, index.declined)
+    if missing:
+        return Compacted(0, given_up, missing, index.declined)
+
+    # The table belongs to its manifest: without one, neither exists.
+    (folder / MANIFEST).unlink(missing_ok=True)
+    rows = 0
+    used: set[str] = set()
+
+    def write(file: Any) -> None:
+        nonlocal rows
+        schema = tables.THOUGHTS if work.recipe.kind == "thoughts" else tables.GENERATIONS
+        with TableWriter(file, pa.schema([*schema, *ORIGIN])) as writer:
+            for item, state in _states(work, corpus, index):
+                if isinstance(state, Place):
+                    record = journal.read(state)
+                    assert isinstance(record, Accepted)
+                    used.add(record.settings)
+                    writer.write(_row(work, item, record))
+                    rows += 1
+                    progress(rows)
+
+    write_atomic(folder / TABLE, write)
+    write_json(
+        folder / MANIFEST,
+        {
+            "format": tables.FORMAT,
+            "kind": work.recipe.kind,
+            "recipe": work.recipe.name,
+            "version": work.version,
+            "model": work.model,
+            "count": work.count,
+            "total_tokens": work.total_tokens,
+            "rows": rows,
+            "identities": identities.hexdigest()[:16],
+            "given_up": given_up,
+            "settings": {name: index.settings[name] for name in sorted(used)},
+        },
+    )
+    return Compacted(rows, given_up, 0, index.declined)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    manifest: dict[str, Any] = read_json(path) if path.exists() else {}
+    return manifest
+
+
+def _row(work: Work, item: Item, record: Accepted) -> dict[str, Any]:
+    return {
+        "document_id": record.document,
+        "content_hash": record.content_hash,
+        "generation": item.index,
+        "recipe": work.recipe.name,
+        "split": TRAIN,
+        "text": record.text,
+        "character_offset": record.offset,
+        "identity": record.of,
+        "settings": record.settings,
+        "seed": record.seed,
+        "attempt": record.attempt,
+        "prompt_tokens": record.prompt_tokens,
+        "tokens": record.tokens,
+    }
+
+
+State = Place | bool | None
+
+
+def _states(work: Work, corpus: Corpus | None, index: "_Index") -> Iterator[tuple[Item, State]]:
+    """Each item with its place in the journal, False where it was given up, None where it is missing."""
+    if corpus is not None:
+        for item in document_items(work, sources(corpus)):
+            yield item, index.state(work.identity(item))
+        return
+    tokens = number = 0
+    while (number < work.count) if work.total_tokens is None else (tokens < work.total_tokens):
+        item = Item(None, number)
+        state = index.state(work.identity(item))
+        yield item, state
+        if state is None and work.total_tokens is not None:
+            return  # how many more are needed is not known
+        tokens += index.tokens(state)
+        number += 1
+
+
+class _Index:
+    """Where in the journal each generation stands.
+
+    Millions of generations are a few hundred bytes each in Python's dictionaries, so places are arrays.
+
+    Attributes:
+        settings: by fingerprint.
+        declined: attempts of any time, by reason.
+    """
+
+    def __init__(self, work: Work, journal: Journal) -> None:
+        self._journal = journal
+        self._ledger: Ledger = work.ledger()
+        self.settings: dict[str, dict[str, Any]] = {}
+        attempts: dict[tuple[str, int, str], str] = {}
+        segments: dict[str, int] = {}
+        keys, places = bytearray(), []
+        for place, record in journal.new_records():
+            if isinstance(record, Settings):
+                self.settings[record.fingerprint] = record.value
+            elif isinstance(record, Declined):
+                attempts[record.of, record.attempt, record.settings] = record.reason
+                self._ledger.add([record])
+            elif isinstance(record, Accepted) and self._ledger.counts(record):
+                keys += bytes.fromhex(record.of)
+                # Of two, one that was made with the settings of now, then the earlier one.
+                is_other = record.settings != work.fingerprint
+                places.append((is_other, segments.setdefault(place.segment, len(segments)), place.offset))
+        self.declined = dict(sorted(Counter(attempts.values()).items()))
+        self._segments = list(segments)
+        found = np.frombuffer(bytes(keys), dtype="S16")
+        where: npt.NDArray[np.int64] = np.array(places, dtype=np.int64).reshape(-1, 3)
+        order = np.lexsort((where[:, 2], where[:, 1], where[:, 0], found))
+        found, where = found[order], where[order]
+        first = np.ones(len(found), dtype=bool)
+        first[1:] = found[1:] != found[:-1]
+        self._keys, self._places = found[first], where[first]
+
+    def state(self, identity: str) -> State:
+        key = np.frombuffer(bytes.fromhex(identity), dtype="S16")
+        at = int(np.searchsorted(self._keys, key)[0])
+        if at < len(self._keys) and self._keys[at] == key[0]:
+            _, segment, offset = self._places[at].tolist()
+            return Place(self._segments[segment], offset)
+        return False if self._ledger.is_done(identity) else None
+
+    def tokens(self, state: State) -> int:
+        if not isinstance(state, Place):
+            return 0
+        record = self._journal.read(state)
+        assert isinstance(record, Accepted)
+        return record.tokens

@@ -1,0 +1,101 @@
+"""What the engines that hold a model share: which one it is, its tokenizer, and prompts as token ids."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megalit.errors import UserError
+from megalit.files import fingerprint
+from megalit.synthesis.requests import Message, Request
+
+# Of each file so much at either end tells one model from another; weights are too large to be read whole.
+_ENDS = 1 << 20
+
+
+def model_identity(model: str, revision: str | None) -> str:
+    """A hub name with its revision, or a folder with a fingerprint of what lies there.
+
+    Raises:
+        UserError: a path without a model.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")):
+            raise UserError(f"engine.model {model} does not exist: give a folder in the Hugging Face format, or a name")
+        return f"{model}@{revision or 'main'}"
+    if not (folder / "config.json").exists():
+        raise UserError(f"engine.model {model} holds no config.json: give a folder in the Hugging Face format")
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin", ".model"))
+    return f"{folder.name}@{fingerprint([[path.name, path.stat().st_size, _ends(path)] for path in files])}"
+
+
+def _ends(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(_ENDS)
+        file.seek(max(0, path.stat().st_size - _ENDS))
+        return hashlib.sha256(start + file.read()).hexdigest()
+
+
+class PromptEncoder:
+    """A model's tokenizer, for prompts.
+
+    Args:
+        model: folder or hub name.
+        revision: of a hub name.
+        chat: render conversations with the model's chat template; a base model has none and takes the messages' texts.
+
+    Raises:
+        UserError: no tokenizer there, or no chat template where one is asked for.
+    """
+
+    def __init__(self, model: str, revision: str | None, chat: bool) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(Path(model).expanduser()), revision=revision or "main")
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"the tokenizer of engine.model {model} cannot be loaded ({reason}): check it") from error
+        if chat and not tokenizer.chat_template:
+            raise UserError(f"engine.model {model} has no chat template: set engine.chat false for a base model")
+        self._tokenizer = tokenizer
+        self._chat = chat
+        self.eos: int | None = tokenizer.eos_token_id
+        self.bos: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos
+
+    def count(self, text: str) -> int:
+        """Number of tokens in a text."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode(self, request: Request) -> list[int]:
+        """The prompt's token ids, at least one.
+
+        Raises:
+            UserError: an empty request, and a model that knows neither BOS nor EOS.
+        """
+        if not request.messages:
+            if self.bos is None:
+                raise UserError("the model has no BOS token to begin from: set bos_token in its tokenizer_config.json")
+            return [self.bos]
+        if self._chat:
+            turns = [{"role": message.role, "content": message.content} for message in request.messages]
+            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            # The template writes BOS itself.
+            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens = list(self._tokenizer(plain_text(request.messages), add_special_tokens=False)["input_ids"])
+        return tokens if self.bos is None else [self.bos, *tokens]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def plain_text(messages: Sequence[Message]) -> str:
+    """A conversation for a base model: what was said, paragraph by paragraph."""
+    return "\n\n".join(message.content for message in messages) + "\n\n"
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop text, and whether there was one."""
+    found = [at for at in (text.find(mark) for mark in stop) if at >= 0]
+    return (text[: min(found)], True) if found else (text, False)

@@ -1,0 +1,172 @@
+"""Any server that speaks OpenAI's protocol: ``vllm serve``, tokasaurus, SGLang, a hosted one."""
+
+import asyncio
+import os
+import random
+from typing import Any
+
+from megalit.errors import UserError, missing_extra
+from megalit.synthesis.engines.base import Engine, EngineError
+from megalit.synthesis.engines.local_model import PromptEncoder, plain_text
+from megalit.synthesis.requests import Completion, Request, Sampling
+
+# A server that answers so is busy or broken for a while; other refusals will be repeated word by word.
+_WORTH_WAITING = {408, 409, 425, 429}
+_LONGEST_WAIT = 60.0
+
+
+class _BadAnswerError(Exception):
+    """An answer that is no completion."""
+
+
+class OpenAI(Engine):
+    """A server at a URL. The key, if it wants one, is read from an environment variable, never from a file.
+
+    Args:
+        model: its name at the server.
+        url: where the server is, up to ``/v1``.
+        revision: any name that tells this model from another of the same name; part of each generation's identity.
+        chat: ask its chat endpoint; false asks for plain completion, for a base model.
+        tokenizer: folder or hub name of the model's tokenizer, to measure texts with; without it a token is taken to
+            be four bytes.
+        key_variable: environment variable that holds the key.
+        in_flight: requests under way at once.
+        timeout: seconds until an answer counts as lost.
+        retries: how often a request is tried again, after waits that double from one second on.
+        options: further fields of the requests' body, such as ``{"min_p": 0.1}``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        url: str = "http://localhost:8000/v1",
+        revision: str | None = None,
+        chat: bool = True,
+        tokenizer: str | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        in_flight: int = 128,
+        timeout: float = 600.0,
+        retries: int = 6,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        if retries < 0 or timeout <= 0 or in_flight < 1:
+            raise UserError("engine.retries, engine.timeout and engine.in_flight are not all positive: mend them")
+        self._name = model
+        self._url = url.rstrip("/")
+        self._revision = revision
+        self._chat = chat
+        self._tokenizer = tokenizer
+        self._key_variable = key_variable
+        self.in_flight = in_flight
+        self._timeout = timeout
+        self._retries = retries
+        self._options = options or {}
+        self._encoder: PromptEncoder | None = None
+        self._client: Any = None
+        self._slots: asyncio.Semaphore | None = None
+
+    @property
+    def model(self) -> str:
+        return f"{self._name}@{self._revision or 'served'}"
+
+    def open(self) -> None:
+        if self._tokenizer is not None and self._encoder is None:
+            self._encoder = PromptEncoder(self._tokenizer, None, chat=False)
+
+    def count_tokens(self, text: str) -> int:
+        return self._encoder.count(text) if self._encoder else -(-len(text.encode()) // 4)
+
+    async def __aenter__(self) -> "OpenAI":
+        try:
+            import openai
+        except ImportError as error:
+            raise missing_extra("openai", "openai", "the engine OpenAI") from error
+        self.open()
+        self._slots = asyncio.Semaphore(self.in_flight)
+        self._client = openai.AsyncOpenAI(
+            base_url=self._url,
+            # The client insists on a key; a server of one's own does not look at it.
+            api_key=os.environ.get(self._key_variable) or "none",
+            timeout=self._timeout,
+            max_retries=0,
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+        import openai
+
+        assert self._slots is not None
+        reason = ""
+        for number in range(self._retries + 1):
+            if number:
+                # Half fixed and half drawn, so that requests that failed together do not return together.
+                await asyncio.sleep(min(_LONGEST_WAIT, 2.0 ** (number - 1)) * (0.5 + random.random() / 2))
+            try:
+                async with self._slots:
+                    # The client's limit counts from byte to byte; a server that trickles would never end.
+                    return await asyncio.wait_for(self._ask(request, sampling, seed), self._timeout)
+            except openai.APIStatusError as error:
+                reason = f"HTTP {error.status_code}: {_first_line(error.message)}"
+                if error.status_code < 500 and error.status_code not in _WORTH_WAITING:
+                    raise UserError(
+                        f"the server at {self._url} refuses a request ({reason}): check engine.model, the key in "
+                        f"${self._key_variable} and the lengths"
+                    ) from error
+            except (openai.APIError, _BadAnswerError, TimeoutError) as error:
+                reason = _first_line(str(error)) or f"no answer in {self._timeout:g} s"
+        raise EngineError(
+            f"the server at {self._url} does not answer after {self._retries + 1} tries ({reason}): what is finished "
+            "is kept; start the server again, then give the same command"
+        )
+
+    async def _ask(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+        # What the protocol does not know goes beside it; vLLM, SGLang and tokasaurus read it there.
+        extra: dict[str, Any] = dict(self._options)
+        if sampling.top_k:
+            extra["top_k"] = sampling.top_k
+        if sampling.repetition_penalty != 1:
+            extra["repetition_penalty"] = sampling.repetition_penalty
+        common: dict[str, Any] = {
+            "model": self._name,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+            "seed": seed,
+            "extra_body": extra,
+        }
+        if sampling.stop:
+            common["stop"] = list(sampling.stop)
+        if self._chat:
+            if not request.messages:
+                raise UserError("a chat cannot begin from BOS alone: set engine.chat false")
+            turns = [{"role": message.role, "content": message.content} for message in request.messages]
+            answer = await self._client.chat.completions.create(messages=turns, **common)
+        else:
+            # An empty prompt is the server's to begin: it puts BOS before it.
+            prompt = plain_text(request.messages) if request.messages else ""
+            answer = await self._client.completions.create(prompt=prompt, **common)
+        return _completion(answer, self._chat)
+
+
+def _completion(answer: Any, chat: bool) -> Completion:
+    try:
+        choice = answer.choices[0]
+        text = choice.message.content if chat else choice.text
+        usage = answer.usage
+        tokens = (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage is not None else (0, 0)
+        finish = choice.finish_reason
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise _BadAnswerError(f"an answer that is no completion: {_first_line(str(answer))[:100]}") from error
+    if not isinstance(text, str) and text is not None:
+        raise _BadAnswerError("an answer whose text is no text")
+    return Completion(text or "", "length" if finish == "length" else "stop", *tokens)
+
+
+def _first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0] if lines else ""

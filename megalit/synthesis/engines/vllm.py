@@ -1,0 +1,130 @@
+"""vLLM in this process, fed continuously (vLLM: PagedAttention, arXiv 2309.06180)."""
+
+import contextlib
+import itertools
+import logging
+import os
+from typing import Any
+
+from megalit.errors import UserError, missing_extra
+from megalit.synthesis.engines.base import Engine, EngineError
+from megalit.synthesis.engines.local_model import PromptEncoder, model_identity
+from megalit.synthesis.requests import Completion, Finish, Request, Sampling
+
+
+class Vllm(Engine):
+    """vLLM's asynchronous engine: each request enters as soon as there is room, and leaves when it is done.
+
+    Args:
+        model: folder in the Hugging Face format, or a hub name.
+        revision: of a hub name.
+        chat: render requests with the chat template of an instruct model; false for a base model.
+        tensor_parallel_size: GPUs that share one copy of the model.
+        data_parallel_size: copies of the model.
+        in_flight: requests in the engine at once; enough to fill its batches.
+        options: any further option of vLLM's ``AsyncEngineArgs``, such as ``max_model_len``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        chat: bool = True,
+        tensor_parallel_size: int = 1,
+        data_parallel_size: int = 1,
+        in_flight: int = 512,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self._name = model
+        self._revision = revision
+        self._chat = chat
+        self._parallel = {"tensor_parallel_size": tensor_parallel_size, "data_parallel_size": data_parallel_size}
+        self.in_flight = in_flight
+        self._options = options or {}
+        self._engine: Any = None
+        self._encoder: PromptEncoder | None = None
+        self._number = itertools.count()
+
+    @property
+    def model(self) -> str:
+        return model_identity(self._name, self._revision)
+
+    def open(self) -> None:
+        if self._encoder is None:
+            self._encoder = PromptEncoder(self._name, self._revision, self._chat)
+
+    def count_tokens(self, text: str) -> int:
+        assert self._encoder is not None
+        return self._encoder.count(text)
+
+    async def __aenter__(self) -> "Vllm":
+        # Before vLLM is imported, which reads it then.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        try:
+            from vllm import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
+        except ImportError as error:
+            raise missing_extra("vllm", "vllm", "the engine Vllm") from error
+        self.open()
+        logging.getLogger("vllm").setLevel(logging.WARNING)
+        settings = {
+            "model": self._name,
+            "revision": self._revision,
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            **self._parallel,
+            **self._options,
+        }
+        try:
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"vLLM cannot load {self._name} ({reason}): check engine.model, engine.options and the free memory"
+            ) from error
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
+            self._engine = None
+
+    async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        assert self._encoder is not None
+        assert self._engine is not None
+        parameters = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            repetition_penalty=sampling.repetition_penalty,
+            max_tokens=sampling.max_tokens,
+            stop=list(sampling.stop),
+            seed=seed,
+            # Only the finished completion: what is half done would cost time and is not used.
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = {"prompt_token_ids": self._encoder.encode(request)}
+        final: Any = None
+        try:
+            async with contextlib.aclosing(
+                self._engine.generate(prompt, parameters, f"megalit-{next(self._number)}")
+            ) as outputs:
+                async for output in outputs:
+                    final = output
+        except EngineDeadError as error:
+            raise EngineError(
+                "vLLM has died; its own messages stand above: what is finished is kept, give the command again"
+            ) from error
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"vLLM takes no such request ({reason}): lower sampling.max_tokens or recipe.chunk_tokens, or raise "
+                "max_model_len in engine.options"
+            ) from error
+        out = final.outputs[0]
+        finish: Finish = "length" if out.finish_reason == "length" else "stop"
+        return Completion(out.text, finish, len(final.prompt_token_ids), len(out.token_ids))

@@ -1,0 +1,82 @@
+"""What a journal says is done, begun, or still to be tried."""
+
+from collections.abc import Iterable
+
+from megalit.synthesis.journal import Accepted, Completed, Declined, Record
+from megalit.synthesis.requests import Completion
+
+
+class Ledger:
+    """The state of every generation that a journal knows of.
+
+    Args:
+        attempts: so many tries a generation has.
+        settings: fingerprint of the settings of now: attempts that were declined under others count no more.
+        redo: generations that were made with other settings count as not made.
+    """
+
+    def __init__(self, attempts: int, settings: str, redo: bool = False) -> None:
+        self._attempts = attempts
+        self._settings = settings
+        self._redo = redo
+        self._accepted: set[bytes] = set()
+        self._tries: dict[bytes, int] = {}
+        self._completions: dict[bytes, dict[str, Completion]] = {}
+        # Of samples, which no document counts: tokens by index, and the sum of those before a place.
+        self._sample_tokens: dict[int, int] = {}
+        self._place = self._before = 0
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Take in records, in any order and however often."""
+        for record in records:
+            if isinstance(record, Accepted):
+                if self.counts(record):
+                    self.accept(record)
+            elif isinstance(record, Declined):
+                if record.settings == self._settings:
+                    self.decline(record)
+            elif isinstance(record, Completed) and bytes.fromhex(record.of) not in self._accepted:
+                of = self._completions.setdefault(bytes.fromhex(record.of), {})
+                of[record.key] = record.completion
+
+    def counts(self, record: Accepted) -> bool:
+        """Whether a generation counts as made."""
+        return not self._redo or record.settings == self._settings
+
+    def accept(self, record: Accepted) -> None:
+        key = bytes.fromhex(record.of)
+        self._accepted.add(key)
+        self._tries.pop(key, None)
+        self._completions.pop(key, None)
+        if record.document is None and record.index not in self._sample_tokens:
+            self._sample_tokens[record.index] = record.tokens
+            if record.index < self._place:
+                self._before += record.tokens
+
+    def tokens_before(self, index: int) -> int:
+        """Tokens of the samples with smaller numbers; to be asked for rising numbers."""
+        while self._place < index:
+            self._before += self._sample_tokens.get(self._place, 0)
+            self._place += 1
+        return self._before
+
+    def decline(self, record: Declined) -> None:
+        key = bytes.fromhex(record.of)
+        if key not in self._accepted:
+            tried = self._attempts if record.final else record.attempt + 1
+            self._tries[key] = max(self._tries.get(key, 0), tried)
+
+    def is_accepted(self, identity: str) -> bool:
+        return bytes.fromhex(identity) in self._accepted
+
+    def is_done(self, identity: str) -> bool:
+        """Made, or tried as often as allowed."""
+        key = bytes.fromhex(identity)
+        return key in self._accepted or self._tries.get(key, 0) >= self._attempts
+
+    def next_attempt(self, identity: str) -> int:
+        return self._tries.get(bytes.fromhex(identity), 0)
+
+    def completions(self, identity: str) -> dict[str, Completion]:
+        """Completions of earlier processes for a generation that is not finished, by request key."""
+        return self._completions.get(bytes.fromhex(identity), {})

@@ -1,0 +1,107 @@
+"""Latent thoughts: rationales that lead from a document's beginning to its continuation.
+
+The idea is that of "Reasoning to Learn from Latent Thoughts" (arXiv 2503.18866); the megadocs paper
+(arXiv 2603.18534) stretches a document by G of them at G split points. It does not say where it splits: near-equal
+parts are our choice. The wording of the prompt is ours.
+"""
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import ClassVar
+
+from megalit.errors import UserError
+from megalit.files import fingerprint
+from megalit.synthesis.items import Generated, Item, Kind, Recipe, Rejected, Steps, TokenCounter, source_of
+from megalit.synthesis.prompts import Prompt
+from megalit.synthesis.requests import ask
+
+
+@dataclass(frozen=True)
+class LatentThoughts(Recipe):
+    """A thought at each of ``splits`` places in the document.
+
+    Attributes:
+        splits: places, which cut the document into near-equal parts between words.
+        prefix_tokens: at most that much of the text before a place stands in the prompt, its end; null is all.
+        suffix_tokens: at most that much of the text behind it, its beginning; null is all.
+        prompt: template that uses ``prefix`` and ``suffix``.
+    """
+
+    splits: int = 4
+    prefix_tokens: int | None = 4096
+    suffix_tokens: int | None = 2048
+    prompt: str = "latent_thought"
+
+    kind: ClassVar[Kind] = "thoughts"
+
+    @property
+    def name(self) -> str:
+        return "thought"
+
+    @property
+    def version(self) -> str:
+        settings = [Prompt(self.prompt).version, self.splits, self.prefix_tokens, self.suffix_tokens]
+        return f"{self.name} {fingerprint(settings)}"
+
+    def check(self) -> None:
+        for name in ("splits", "prefix_tokens", "suffix_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"recipe.{name} is {value}: choose at least 1")
+        Prompt(self.prompt).render(prefix="", suffix="")
+
+    def indices(self, count: int) -> range:
+        """One for each place: the number of places decides, because those of another number lie elsewhere."""
+        return range(self.splits)
+
+    def run(self, item: Item, count_tokens: TokenCounter) -> Steps:
+        text = source_of(item).text
+        places = split_places(text, self.splits)
+        if item.index >= len(places):
+            return Rejected("the document is too short for that many splits")
+        place = places[item.index]
+        prefix = _last(text[:place], self.prefix_tokens, count_tokens)
+        suffix = _first(text[place:], self.suffix_tokens, count_tokens)
+        (completion,) = yield [ask(Prompt(self.prompt).render(prefix=prefix, suffix=suffix), "thought")]
+        return Generated(completion.text.strip(), place)
+
+
+def split_places(text: str, count: int) -> list[int]:
+    """Character offsets that cut a text into ``count + 1`` near-equal parts, each at the start of a word.
+
+    Fewer where the text has too few words.
+    """
+    starts = [at for at in range(1, len(text)) if text[at - 1].isspace() and not text[at].isspace()]
+    places: list[int] = []
+    free = 0  # starts from here on lie behind the last place
+    for number in range(1, count + 1):
+        if free == len(starts):
+            break
+        target = number * len(text) / (count + 1)
+        right = bisect_left(starts, target, lo=free)
+        nearest = min(range(max(free, right - 1), min(right + 1, len(starts))), key=lambda n: abs(starts[n] - target))
+        places.append(starts[nearest])
+        free = nearest + 1
+    return places
+
+
+def _last(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
+    """The longest end of a text, from a word on, that has at most ``limit`` tokens."""
+    if limit is None or count_tokens(text) <= limit:
+        return text
+    low, high = 0, len(text)  # text[high:] fits
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if count_tokens(text[middle:]) <= limit else (middle, high)
+    return text[high:].partition(" ")[2] or text[high:]
+
+
+def _first(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
+    """The longest beginning of a text, up to a word's end, that has at most ``limit`` tokens."""
+    if limit is None or count_tokens(text) <= limit:
+        return text
+    low, high = 0, len(text)  # text[:low] fits
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count_tokens(text[:middle]) <= limit else (low, middle)
+    return text[:low].rpartition(" ")[0] or text[:low]
