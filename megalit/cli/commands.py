@@ -7,7 +7,7 @@ from typing import TypeVar
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from megalit.cli import VERBS
-from megalit.cli.parsing import one_line
+from megalit.cli.parsing import is_union_error, one_line
 from megalit.errors import UserError
 
 T = TypeVar("T")
@@ -34,5 +34,9 @@ def parse(verb: str, command: type[T], arguments: Sequence[str], epilog: str | N
             **{key: value for key, value in parser.instantiate_classes(parsed).items() if key != "config"}
         )
     except argparse.ArgumentError as error:
+        raise UserError(one_line(error)) from error
+    except ValueError as error:
+        if not is_union_error(error):
+            raise
         raise UserError(one_line(error)) from error
     return made

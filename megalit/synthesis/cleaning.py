@@ -68,7 +68,7 @@ class Cleaning:
         if self.max_words is not None and self.max_words < self.min_words:
             raise UserError(f"cleaning.max_words is {self.max_words} and min_words {self.min_words}: mend one of them")
         if self.language is not None:
-            known = _identifier().labels
+            known = sorted(language for language, _ in _identifier().rank("text"))
             if self.language not in known:
                 raise UserError(f"cleaning.language '{self.language}' is not known: choose one of {', '.join(known)}")
 
@@ -130,7 +130,7 @@ def repetition(found: list[str]) -> float:
 @cache
 def _identifier() -> Any:
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        import py3langid
     except ImportError as error:
         raise missing_extra("py3langid", "language", "cleaning.language") from error
-    return LanguageIdentifier.from_pickled_model(MODEL_FILE)
+    return py3langid

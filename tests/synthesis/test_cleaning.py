@@ -1,0 +1,121 @@
+"""What is taken off completions, and what is rejected for which reason."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megalit.errors import UserError
+from megalit.synthesis.cleaning import Cleaning, repetition, rouge_l
+from megalit.synthesis.items import Rejected
+from megalit.synthesis.requests import Completion
+
+BODY = "The river rises in the mountains and flows to the sea."
+
+
+def completion(text: str, finish: str = "stop") -> Completion:
+    return Completion(text, finish, 1, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "preamble",
+    [
+        "Here is the rewritten text:\n\n",
+        "Sure! Here's a version in the style of an encyclopedia:\n",
+        "Certainly, here is the text:\n",
+        "Sure:\n",
+        "Below is the revised version:\n",
+        "Okay. The following is a paraphrase:\n\n",
+    ],
+)
+def test_a_preamble_is_taken_off(preamble: str) -> None:
+    assert Cleaning().clean(completion(preamble + BODY)) == BODY
+    assert Cleaning(preambles=False).clean(completion(preamble + BODY)) == preamble + BODY
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BODY,
+        "Here is where the river rises. It flows to the sea.",
+        "Sure enough, the river rises.\nIt flows to the sea.",
+        "The following year: the river rose.\nIt flowed.",
+        "This is a list of rivers in the text that follows, and it is long enough: the first.",
+        "I can see the river. I am sorrier than most.",
+    ],
+)
+def test_what_only_looks_like_one_stays(text: str) -> None:
+    assert Cleaning().clean(completion(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I cannot rewrite this.",
+        "As an AI language model, I",
+        "I can’t do it.",
+    ],
+)
+def test_a_refusal_is_rejected(text: str) -> None:
+    assert Cleaning().clean(completion(text)) == Rejected("refusal")
+    assert Cleaning(refusals=False).clean(completion(text)) == text
+
+
+def test_a_completion_that_was_cut() -> None:
+    cut = completion("One whole sentence. And half of", "length")
+    assert Cleaning(truncated="keep").clean(cut) == cut.text
+    assert Cleaning(truncated="trim").clean(cut) == "One whole sentence."
+    assert Cleaning(truncated="reject").clean(cut) == Rejected("cut at the length limit")
+    assert Cleaning(truncated="trim").clean(completion("Half of", "length")) == Rejected("cut at the length limit")
+    assert Cleaning(truncated="reject").clean(completion(BODY)) == BODY
+
+
+def literal_rouge_l(one: list[str], other: list[str]) -> float:
+    """By the textbook's table."""
+    table = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+    for i, a in enumerate(one):
+        for j, b in enumerate(other):
+            table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+    common = table[-1][-1]
+    precision, recall = common / len(one), common / len(other)
+    return 2 * precision * recall / (precision + recall) if common else 0.0
+
+
+@given(*[st.lists(st.sampled_from("abcd"), min_size=1, max_size=12)] * 2)
+def test_rouge_l_is_that_of_the_textbook(one: list[str], other: list[str]) -> None:
+    assert rouge_l(" ".join(one), " ".join(other)) == pytest.approx(literal_rouge_l(one, other))
+
+
+def test_generations_are_rejected_for_what_is_wrong_with_them() -> None:
+    cleaning = Cleaning(min_words=3, max_words=400)
+    source = " ".join(f"word{n}" for n in range(100))
+    assert cleaning.problem("A text of its own, with other words.", source) is None
+    assert cleaning.problem(" \n", source) == "empty"
+    assert cleaning.problem("two words", source) == "too short"
+    assert cleaning.problem("long " * 401, source) == "too long"
+    assert cleaning.problem(source.replace("word7 ", "other "), source) == "copy of the document"
+    assert cleaning.problem(source, None) is None
+    assert Cleaning(copy_threshold=None).problem(source, source) is None
+    loop = "and so it went on and on without an end to it, " * 30
+    assert cleaning.problem(loop, source) == "repetition"
+    assert Cleaning(repetition_threshold=None).problem(loop, source) is None
+    assert repetition(["a", "b", "c", "d"] * 2) == 0.0
+
+
+def test_the_language_is_looked_at_where_it_is_asked_for() -> None:
+    german = "Der Fluss entspringt in den Bergen und fließt durch viele Dörfer bis in das Meer."
+    assert Cleaning().problem(german, None) is None
+    cleaning = Cleaning(language="en")
+    cleaning.check()
+    assert cleaning.problem(german, None) == "other language"
+    assert cleaning.problem(BODY, None) is None
+    with pytest.raises(UserError, match="cleaning.language 'xx' is not known"):
+        Cleaning(language="xx").check()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"copy_threshold": 1.5}, {"repetition_threshold": -0.1}, {"min_words": 9, "max_words": 3}]
+)
+def test_settings_that_cannot_work(settings: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="cleaning"):
+        Cleaning(**settings).check()  # type: ignore[arg-type]
