@@ -117,7 +117,8 @@ class OpenAI(Engine):
                         f"the server at {self._url} refuses a request ({reason}): check engine.model, the key in "
                         f"${self._key_variable} and the lengths"
                     ) from error
-            except (openai.APIError, _BadAnswerError, TimeoutError) as error:
+            except (openai.APIError, _BadAnswerError, TimeoutError, ValueError) as error:
+                # The client lets the JSON parser's own ValueError through.
                 reason = _first_line(str(error)) or f"no answer in {self._timeout:g} s"
         raise EngineError(
             f"the server at {self._url} does not answer after {self._retries + 1} tries ({reason}): what is finished "

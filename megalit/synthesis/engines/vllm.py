@@ -62,12 +62,13 @@ class Vllm(Engine):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
             from vllm import AsyncEngineArgs
+            from vllm.platforms import current_platform
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:
             raise missing_extra("vllm", "vllm", "the engine Vllm") from error
         self.open()
         logging.getLogger("vllm").setLevel(logging.WARNING)
-        settings = {
+        settings: dict[str, Any] = {
             "model": self._name,
             "revision": self._revision,
             "enable_prefix_caching": True,
@@ -75,6 +76,9 @@ class Vllm(Engine):
             **self._parallel,
             **self._options,
         }
+        if current_platform.is_cpu():
+            # A prompt that is read in parts turns its generator back, which vLLM can do on GPUs only.
+            settings.setdefault("enable_chunked_prefill", False)
         try:
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))
         except (TypeError, ValueError, RuntimeError) as error:
@@ -91,6 +95,7 @@ class Vllm(Engine):
 
     async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -119,7 +124,7 @@ class Vllm(Engine):
             raise EngineError(
                 "vLLM has died; its own messages stand above: what is finished is kept, give the command again"
             ) from error
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"vLLM takes no such request ({reason}): lower sampling.max_tokens or recipe.chunk_tokens, or raise "

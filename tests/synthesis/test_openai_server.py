@@ -1,0 +1,198 @@
+"""The OpenAI engine against a real HTTP server that behaves badly in every way that servers do."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from megalit.errors import UserError
+from megalit.synthesis.engines import EngineError, OpenAI
+from megalit.synthesis.requests import Completion, Request, Sampling, ask
+
+Answer = Callable[["Handler", int], None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers as the server's ``answers`` say, the last one for all that follow."""
+
+    server: "Server"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.mutex:
+            number = len(self.server.bodies)
+            self.server.bodies.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
+            self.server.busy += 1
+            self.server.busiest = max(self.server.busiest, self.server.busy)
+        try:
+            self.server.answers[min(number, len(self.server.answers) - 1)](self, number)
+        finally:
+            with self.server.mutex:
+                self.server.busy -= 1
+
+    def send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[Answer] = [good]
+        self.bodies: list[dict[str, Any]] = []
+        self.mutex = threading.Lock()
+        self.busy = self.busiest = 0
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+def good(handler: Handler, number: int) -> None:
+    chat = {"message": {"role": "assistant", "content": f"answer {number}"}}
+    choice = {"index": 0, "finish_reason": "length", "text": f"answer {number}", **chat}
+    usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+    handler.send(200, json.dumps({"id": "x", "choices": [choice], "usage": usage}).encode())
+
+
+def status(code: int) -> Answer:
+    return lambda handler, number: handler.send(code, b'{"error": {"message": "so it is"}}')
+
+
+def frozen(handler: Handler, number: int) -> None:
+    time.sleep(3)
+
+
+def hangs_up(handler: Handler, number: int) -> None:
+    handler.connection.close()
+
+
+def body(data: bytes) -> Answer:
+    return lambda handler, number: handler.send(200, data)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the engine would have waited, had this not been a test."""
+    waited: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        await real(0)
+
+    monkeypatch.setattr("megalit.synthesis.engines.openai_server.asyncio.sleep", sleep)
+    return waited
+
+
+def complete(server: Server, request: Request | None = None, count: int = 1, **settings: Any) -> list[Completion]:
+    sampling = settings.pop("sampling", Sampling())
+
+    async def run() -> list[Completion]:
+        async with OpenAI("model", url=server.url, **settings) as engine:
+            asked = request if request is not None else ask("say it", "step")
+            return await asyncio.gather(*(engine.complete(asked, sampling, seed) for seed in range(count)))
+
+    return asyncio.run(run())
+
+
+def test_a_request_says_what_is_wanted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "secret")
+    sampling = Sampling(0.7, 0.9, top_k=5, repetition_penalty=1.1, max_tokens=9, stop=("END",))
+    (completion,) = complete(server, sampling=sampling, key_variable="MY_KEY", options={"min_p": 0.1})
+    assert completion == Completion("answer 0", "length", 11, 7)
+    (sent,) = server.bodies
+    assert sent["path"] == "/v1/chat/completions"
+    assert sent["messages"] == [{"role": "user", "content": "say it"}]
+    wanted = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 9, "seed": 0, "stop": ["END"], "model": "model"}
+    beside = {"top_k": 5, "repetition_penalty": 1.1, "min_p": 0.1}
+    assert {key: sent[key] for key in (wanted | beside)} == wanted | beside
+    assert sent["key"] == "Bearer secret"
+
+
+def test_a_base_model_gets_plain_text(server: Server) -> None:
+    complete(server, chat=False)
+    complete(server, Request((), "sample"), chat=False)
+    assert [sent["path"] for sent in server.bodies] == ["/v1/completions"] * 2
+    assert [sent["prompt"] for sent in server.bodies] == ["say it\n\n", ""]
+    with pytest.raises(UserError, match="set engine.chat false"):
+        complete(server, Request((), "sample"))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [status(429), status(500), status(503), hangs_up, frozen]
+    + [body(data) for data in (b"garbage", b"{}", b"[]", b'{"choices": []}', b'{"choices": [{"message": 7}]}', b"")],
+)
+def test_what_passes_is_waited_for(server: Server, waits: list[float], bad: Answer) -> None:
+    server.answers = [bad, bad, good]
+    assert complete(server, timeout=0.5)[0].text == "answer 2"
+    assert len(waits) == 2
+    assert 0.5 <= waits[0] <= 1 <= waits[1] <= 2
+
+
+@pytest.mark.parametrize("bad", [status(500), status(429), hangs_up, frozen, body(b"garbage")])
+def test_what_does_not_pass_ends_in_one_line(server: Server, waits: list[float], bad: Answer) -> None:
+    server.answers = [bad]
+    with pytest.raises(EngineError, match="does not answer after 4 tries .*: what is finished is kept"):
+        complete(server, timeout=0.3, retries=3)
+    assert len(server.bodies) == 4
+    assert len(waits) == 3
+
+
+def test_a_server_that_is_not_there(waits: list[float]) -> None:
+    server = Server()
+    server.server_close()
+    with pytest.raises(EngineError, match="does not answer after 3 tries"):
+        complete(server, retries=2)
+
+
+@pytest.mark.parametrize("code", [400, 401, 404, 422])
+def test_a_refusal_is_not_asked_for_twice(server: Server, code: int) -> None:
+    server.answers = [status(code)]
+    with pytest.raises(UserError, match=f"refuses a request .HTTP {code}.*so it is.* check engine.model"):
+        complete(server)
+    assert len(server.bodies) == 1
+
+
+def test_no_more_requests_are_under_way_than_allowed(server: Server) -> None:
+    def slow(handler: Handler, number: int) -> None:
+        time.sleep(0.02)
+        good(handler, number)
+
+    server.answers = [slow]
+    assert len(complete(server, count=30, in_flight=4)) == 30
+    assert 2 <= server.busiest <= 4
+
+
+def test_lengths_are_measured_with_a_tokenizer_or_estimated(data_set: Any) -> None:
+    engine = OpenAI("model")
+    engine.open()
+    assert engine.count_tokens("12345678") == 2
+    with_one = OpenAI("model", tokenizer=str(data_set.stores.tokenizer))
+    with_one.open()
+    assert with_one.count_tokens("abc def") == len(data_set.tokenizer.encode_batch(["abc def"])[0])
