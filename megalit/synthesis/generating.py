@@ -107,6 +107,7 @@ class Counts:
         accepted, given_up: finished by this process.
         declined: attempts by reason.
         prompt_tokens, tokens: read and written by the model for this process.
+        began, ended: when the engine was ready and when the last item was done, on the monotonic clock; None before.
     """
 
     total: int | None = None
@@ -116,6 +117,13 @@ class Counts:
     declined: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     tokens: int = 0
+    began: float | None = None
+    ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Time at work: loading the engine and shutting it down do not count."""
+        return 0.0 if self.began is None else (self.ended or time.monotonic()) - self.began
 
     @property
     def done(self) -> int:
@@ -182,6 +190,7 @@ class Generator:
         work = self._work
         slots = asyncio.Semaphore(work.engine.in_flight)
         async with work.engine:
+            self.counts.began = time.monotonic()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     for item in self._missing():
@@ -191,6 +200,7 @@ class Generator:
                 raise _first(group) from None
             finally:
                 await self._journal.close()
+                self.counts.ended = time.monotonic()
         return self.counts
 
     def _missing(self) -> Iterator[Item]:

@@ -22,7 +22,6 @@ class StatusFile:
     def __init__(self, folder: Path, shard: Shard) -> None:
         self._path = folder / "status" / f"{shard.number}-of-{shard.of}.json"
         self._shard = shard
-        self._began = time.monotonic()
         self._written = 0.0
 
     def update(self, counts: Counts, state: str = "running") -> None:
@@ -34,7 +33,7 @@ class StatusFile:
 
     def figures(self, counts: Counts) -> dict[str, Any]:
         """Counts, rates and the time left, as JSON."""
-        seconds = time.monotonic() - self._began
+        seconds = counts.seconds
         new = counts.accepted + counts.given_up
         left = None
         if counts.total is not None and new:
