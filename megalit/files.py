@@ -76,18 +76,24 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def lock(path: Path, waiting: Callable[[], None] | None = None, busy: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` across processes; it is freed when its holder dies.
 
     Args:
         path: what is being built; the lock file is a hidden sibling.
         waiting: called once if another process holds the lock.
+        busy: what to say then instead of waiting.
+
+    Raises:
+        UserError: another process holds the lock, and ``busy`` is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     guard = FileLock(path.parent / f".{path.name}.lock")
     try:
         guard.acquire(timeout=0)
-    except Timeout:
+    except Timeout as error:
+        if busy is not None:
+            raise UserError(busy) from error
         if waiting is not None:
             waiting()
         guard.acquire()

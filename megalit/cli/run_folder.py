@@ -1,6 +1,7 @@
 """A run's folder: what is in it, and whether a command may continue it."""
 
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import yaml
 
 from megalit.callbacks import Checkpoint
 from megalit.errors import UserError
-from megalit.files import write_atomic
+from megalit.files import lock, write_atomic
 from megalit.scaling.records import FILE as RECORD
 from megalit.scaling.records import RunRecord, read_record
 
@@ -48,6 +49,14 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other processes out while this one trains.
+
+        Raises:
+            UserError: another process trains in this folder.
+        """
+        return lock(self.path, busy=f"another process trains in {self.path}: wait for it, or choose another --run")
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse a folder that holds another run.

@@ -9,6 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,10 @@ class TrainingCLI(LightningCLI):
     def fit(self, **_: Any) -> None:
         config = self.config_init["fit"]
         run = RunFolder(Path(config.run))
+        with run.alone() if self.trainer.is_global_zero else nullcontext():
+            self._fit(config, run)
+
+    def _fit(self, config: Any, run: RunFolder) -> None:
         overwrite = config.overwrite and not _is_requeued()
         if not overwrite:
             run.check(self.plain_config)
@@ -189,7 +194,7 @@ class TrainingCLI(LightningCLI):
         self.prepare_data(config)
         plan = self.datamodule.plan
         self.model.check_plan(plan)
-        self.model.check_device(self.trainer.strategy.root_device, str(self.trainer.precision))
+        self.model.check_trainer(self.trainer)
         if overwrite and self.trainer.is_global_zero:
             # Not before the new run is known to be possible.
             run.clear()

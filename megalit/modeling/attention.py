@@ -57,7 +57,7 @@ def resolve(backend: Backend, device: torch.device, masked: bool) -> Backend:
         raise UserError(
             f"model.attention is {backend} and the device is {device.type}: it needs an NVIDIA GPU, choose auto or sdpa"
         )
-    if backend == "flash3" and torch.cuda.get_device_capability(device)[0] != 9:
+    if backend == "flash3" and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] != 9:
         raise UserError("model.attention is flash3 and the GPU is no Hopper (H100, H200): choose auto")
     if backend == "flash2" and importlib.util.find_spec("flash_attn") is None:
         raise missing_extra("flash-attn", "flash-attn", "model.attention flash2")

@@ -191,9 +191,9 @@ class Decoder(lightning.LightningModule):
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
         # One for each suite on every rank, also where a rank gets no window of a small suite: computing a metric
         # waits for all ranks. Double precision where the device has it: a sum over millions of tokens in float32
-        # loses digits.
+        # loses digits. A loss that is no number stays one: torchmetrics would leave it out (and "disable" the weights).
         precision = torch.float32 if self.device.type == "mps" else torch.float64
-        self._validation = [MeanMetric(nan_strategy="disable").set_dtype(precision).to(self.device) for _ in loaders]
+        self._validation = [MeanMetric(nan_strategy=torch.nan).set_dtype(precision).to(self.device) for _ in loaders]
         for metric in self._validation:
             metric.update(0.0, 0.0)
 

@@ -196,10 +196,22 @@ class LanguageModel(Decoder):
             raise UserError("model.optimizer is muon and the model is sharded: Muon needs whole matrices, use DDP")
         return make_optimizer(self, self.optimizer_settings, self.learning_rate, self.weight_decay)
 
-    @property
-    def precision_is_scaled(self) -> bool:
-        """Whether Lightning multiplies the loss, as float16 needs it."""
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+    def check_trainer(self, trainer: Any) -> None:
+        """Refuse a trainer under which this model would train wrongly.
+
+        Raises:
+            UserError: a precision whose loss is scaled, a strategy that is not known, or a kernel that does not run.
+        """
+        self.check_device(trainer.strategy.root_device, str(trainer.precision))
+        if getattr(trainer.precision_plugin, "scaler", None) is not None or trainer.precision == "16-true":
+            raise UserError(
+                f"trainer.precision is {trainer.precision}, which this model does not train in: use bf16-mixed"
+            )
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+            raise UserError(
+                f"trainer.strategy is {type(trainer.strategy).__name__}: use ddp, or ModelParallelStrategy to shard "
+                "the model"
+            )
 
     # Training --------------------------------------------------------------------------------------
 
@@ -207,13 +219,7 @@ class LanguageModel(Decoder):
         trainer: Any = self.trainer
         if self.device_mesh is not None and any(isinstance(part, WeightAveraging) for part in trainer.callbacks):
             raise UserError("the model is sharded, and Lightning cannot average sharded weights: use DDP, or leave it")
-        if self.precision_is_scaled:
-            raise UserError("trainer.precision is float16, whose loss must be scaled: use bf16-mixed or 32-true")
-        strategy = trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
-            raise UserError(
-                f"trainer.strategy is {type(strategy).__name__}: use ddp, or ModelParallelStrategy to shard the model"
-            )
+        self.check_trainer(trainer)
         if self.micro_batch == "auto":
             self.micro_batch = self._found_micro_batch or find_micro_batch(self, self._plan)
             self._found_micro_batch = self.micro_batch

@@ -20,7 +20,7 @@ def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
     Raises:
         UserError: the model is sharded: a rank whose memory runs out in a pass would leave the others waiting in it.
     """
-    if model.device_mesh is not None:
+    if getattr(model, "device_mesh", None) is not None:
         raise UserError("model.micro_batch is auto and the model is sharded: give a number of windows")
     if model.device.type != "cuda":
         return None

@@ -275,8 +275,8 @@ def _sources(
     if corpus.manifest["documents"][VALIDATION]:
         yield _Source("validation", "validation", lambda: real_rows(corpus, VALIDATION), origin)
     if corpus.manifest["generations"]:
-        path = corpus.folder / "generations.parquet"
-        yield _Source("generations", "generations", lambda: generation_rows(path), origin)
+        rows = partial(generation_rows, corpus.folder / "generations.parquet")
+        yield _Source("generations", "generations", rows, origin)
     for made in sets:
         if made.kind == "thoughts":
             rows = partial(thought_rows, corpus, made.path, tokenizer)
@@ -284,8 +284,8 @@ def _sources(
         else:
             yield from _segments(made, origin, output)
     if corpus.manifest["thoughts"]:
-        path = corpus.folder / "thoughts.parquet"
-        yield _Source("thoughts", "thoughts", lambda: thought_rows(corpus, path, tokenizer), origin)
+        rows = partial(thought_rows, corpus, corpus.folder / "thoughts.parquet", tokenizer)
+        yield _Source("thoughts", "thoughts", rows, origin)
 
 
 def _segments(made: GenerationSet, origin: dict[str, Any], output: Path) -> Iterator[_Source]:

@@ -68,6 +68,10 @@ CONFIGURATION = {
     ("--data.global_batch_tokens", "-128"): "no multiple of data.context_length",
     ("--model.attention", "flash3"): "it needs an NVIDIA GPU",
     ("--model.regularization.dropout", "1.0"): "model.regularization.dropout is 1.0",
+    ("--model.gradient_clip", "0"): "model.gradient_clip is 0.0: choose a positive value, or null",
+    ("--trainer.accelerator", "gpu"): "trainer's settings do not work together or not here",
+    ("--trainer.strategy", "fsdp"): "trainer's settings do not work together or not here",
+    ("--trainer.precision", "16-true"): "trainer.precision is 16-true, which this model does not train in",
     ("--config", "absent.yaml"): "absent.yaml",
 }
 

@@ -16,6 +16,7 @@ from data_sets import DataSet, make_rows, write_jsonl
 from running import Run, start
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megalit import files
 from megalit.callbacks import Checkpoint
 from megalit.cli.export import load_model
 from megalit.scaling.records import read_record
@@ -308,6 +309,51 @@ def test_a_run_killed_while_it_writes_a_checkpoint_continues_to_bit_identical_we
     assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert not list(checkpoints.glob(".step-*"))
+
+
+def test_two_commands_do_not_train_in_one_folder(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    with files.lock(tmp_path / "run"):
+        assert run("fit", "--config", small) == 2
+    assert "another process trains in run" in capsys.readouterr().err
+    assert run("fit", "--config", small) == 0
+
+
+def test_a_run_that_dies_in_a_validation_makes_it_again(run: Run, small: Path, tmp_path: Path) -> None:
+    """A checkpoint of the same step stands behind the validation, not before it."""
+    callback = tmp_path / "dying.py"
+    callback.write_text(
+        """
+import os, lightning
+
+class Dying(lightning.Callback):
+    def on_validation_start(self, trainer, *_):
+        if trainer.global_step == 20 and not os.path.exists("died"):
+            open("died", "w").close()
+            os._exit(9)
+"""
+    )
+    flags = ["--config", small, "--trainer.callbacks+=dying.Dying", "--checkpoint.every_n_steps", "20"]
+    process = start("fit", *flags, folder=tmp_path)
+    assert process.wait(120) == 9
+    process = start("fit", *flags, folder=tmp_path)
+    assert process.wait(120) == 0, process.communicate()
+    again = start("fit", *flags, "--run", "undisturbed", folder=tmp_path)
+    assert again.wait(120) == 0
+    curves = [json.loads((tmp_path / name / "record.json").read_text()) for name in ("run", "undisturbed")]
+    assert curves[0]["validation_curve"] == curves[1]["validation_curve"]
+    assert [point["step"] for point in curves[0]["validation_curve"]] == [20, 40]
+    assert curves[0]["training_curve"] == curves[1]["training_curve"]
+
+
+def test_metrics_stand_at_the_step_that_they_are_of(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("fit", "--config", small, "--trainer.log_every_n_steps", "4") == 0
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics" / "version_0" / "metrics.csv").open()))
+    logged = {int(row["step"]) + 1: float(row["train/loss"]) for row in rows if row["train/loss"]}
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    known = {point["step"]: point["losses"]["train"] for point in record["training_curve"]}
+    assert set(logged) == set(range(4, 41, 4))
+    for step, loss in logged.items():
+        assert loss == pytest.approx(known[step], rel=1e-6)
 
 
 def test_speed_is_logged(run: Run, small: Path, tmp_path: Path) -> None:

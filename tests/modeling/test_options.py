@@ -241,3 +241,36 @@ def test_a_micro_batch_is_found_on_a_gpu(data_set: DataSet, tmp_path: Path) -> N
 
 def test_all_of_the_share_is_taken_where_there_is_no_gpu(data_set: DataSet, tmp_path: Path) -> None:
     assert train(data_set, tmp_path, micro_batch="auto").micro_batch is None
+
+
+class NoNumber(lightning.Callback):
+    """Spoils a weight before the validation."""
+
+    def on_validation_start(self, trainer: Any, model: Any) -> None:
+        with torch.no_grad():
+            model.transformer.embed_tokens.weight[model.bos] = torch.nan
+
+
+def test_a_loss_that_is_no_number_is_not_hidden_in_a_validation(data_set: DataSet, tmp_path: Path) -> None:
+    data = StitchedStream(
+        stores=str(data_set.folder), context_length=32, global_batch=4, generations=2, total_tokens=STEPS * 4 * 32
+    )
+    trainer = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path, callbacks=[NoNumber()]
+    )
+    (result,) = trainer.validate(LanguageModel("nano", seed=1), data, verbose=False)
+    assert str(result["validation/iid"]) == "nan"
+
+
+def test_a_validation_is_the_same_in_any_micro_batch(data_set: DataSet, tmp_path: Path) -> None:
+    data = StitchedStream(
+        stores=str(data_set.folder), context_length=32, global_batch=8, generations=2, total_tokens=STEPS * 8 * 32
+    )
+    losses = []
+    for size in (None, 3, 1):
+        trainer = lightning.Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+        )
+        model = LanguageModel("nano", seed=1, micro_batch=size)
+        losses.append(trainer.validate(model, data, verbose=False)[0]["validation/iid"])
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)

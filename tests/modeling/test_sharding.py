@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning
 import pytest
@@ -68,8 +70,14 @@ def test_one_process_and_a_sharded_run_continue_each_other(data_set: DataSet, tm
 def test_what_cannot_be_sharded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     tied = LanguageModel(Shape(32, 48, 2, 2, 2, tie_embeddings=True), vocabulary_size=40)
     tied.configure_model()
+    mesh: Any = {"data_parallel": SimpleNamespace(size=lambda: 1)}
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
     with pytest.raises(UserError, match="embeddings are tied"):
-        sharding.shard(tied, None)  # type: ignore[arg-type]
+        sharding.shard(tied, mesh)
+    # Lightning's default sizes: one data-parallel rank, so each device would train weights of its own.
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    with pytest.raises(UserError, match="set its tensor_parallel_size to 1 and data_parallel_size"):
+        sharding.shard(tied, mesh)
     muon = LanguageModel("nano", vocabulary_size=40, optimizer=OptimizerSettings("muon"))
     monkeypatch.setattr(lightning.LightningModule, "device_mesh", object())
     with pytest.raises(UserError, match="Muon needs whole matrices"):
