@@ -97,7 +97,12 @@ async def direct(folder: Path) -> dict[str, float]:
     for item in document_items(work, sources(Corpus(folder / "corpus"))):
         (request,) = next(recipe.run(item, encoder.count))
         prompts.append((encoder.encode(request), request_seed(0, work.identity(item), 0, request)))
-    settings: dict[str, Any] = {"model": str(folder / "hf"), "disable_log_stats": True, **OPTIONS}
+    settings: dict[str, Any] = {
+        "model": str(folder / "hf"),
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,
+        **OPTIONS,
+    }
     if current_platform.is_cpu():
         settings["enable_chunked_prefill"] = False
     llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))

@@ -181,13 +181,17 @@ def _choose(tables: PieceTables, count: int, draw: Draw, incomplete: Incomplete,
     if incomplete == "refuse":
         tables.require_generations(count)
     group = tables.generations
-    number = np.arange(count)
-    there = number < group.count[:, None]
-    places = np.where(there, group.start[:, None] + number, 0)
+    places = group.start[:, None] + np.arange(count)
+    missing = np.arange(count) >= group.count[:, None] if group.count.min(initial=count) < count else None
+    if missing is not None:
+        places[missing] = 0
     if draw == "drawn":
         document = np.repeat(np.arange(tables.documents), group.count)
         places = np.lexsort((fixed.random(group.size), document))[places]
-    return np.where(there, group.first + places, _NONE).astype(np.int32)
+    rows = (group.first + places).astype(np.int32)
+    if missing is not None:
+        rows[missing] = _NONE
+    return rows
 
 
 def _delimited(pieces: Rows) -> Rows:

@@ -6,10 +6,11 @@ its path. What a template says is part of a generation's identity, so a changed 
 
 import re
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, TemplateError
+from jinja2 import Environment, StrictUndefined, Template, TemplateError
 
 from megalit.errors import UserError
 from megalit.files import digest
@@ -17,6 +18,12 @@ from megalit.files import digest
 _FOLDER = Path(__file__).parent
 _VERSION = re.compile(r"\{#-?\s*version:\s*(\S+?)\s*-?#\}\s*")
 _environment = Environment(undefined=StrictUndefined, keep_trailing_newline=False, autoescape=False)
+
+
+@cache
+def prompt(name: str) -> "Prompt":
+    """A template, read once in a process: what it says does not change under a recipe that is at work."""
+    return Prompt(name)
 
 
 def names() -> list[str]:
@@ -38,8 +45,12 @@ class Prompt:
     name: str
 
     def __post_init__(self) -> None:
+        _ = self._template
+
+    @cached_property
+    def _template(self) -> Template:
         try:
-            _environment.from_string(self._text)
+            return _environment.from_string(_VERSION.sub("", self._text, count=1))
         except TemplateError as error:
             raise UserError(f"prompt {self.name} is no Jinja template ({error}): mend it") from error
 
@@ -48,7 +59,7 @@ class Prompt:
         shipped = _FOLDER / f"{self.name}.jinja"
         return shipped if shipped.exists() else Path(self.name).expanduser()
 
-    @property
+    @cached_property
     def _text(self) -> str:
         if not self._path.is_file():
             raise UserError(f"prompt {self.name} does not exist: give a path or one of {', '.join(names())}")
@@ -67,7 +78,7 @@ class Prompt:
             UserError: the template uses a name that is not among them.
         """
         try:
-            return _environment.from_string(_VERSION.sub("", self._text, count=1)).render(**values).strip()
+            return self._template.render(**values).strip()
         except TemplateError as error:
             known = ", ".join(sorted(values))
             raise UserError(f"prompt {self.name} cannot be filled in ({error}): it may use {known}") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.synthesis.items import Generated, Item, Recipe, Steps, TokenCounter, source_of
-from megalit.synthesis.prompts import Prompt
+from megalit.synthesis.prompts import Prompt, prompt
 from megalit.synthesis.recipes.rephrase import check_chunk_tokens, chunks, rejoin
 from megalit.synthesis.requests import ask
 
@@ -51,7 +51,7 @@ class CritiqueAndRevise(Recipe):
 
     def run(self, item: Item, count_tokens: TokenCounter) -> Steps:
         parts = chunks(source_of(item).text, self.chunk_tokens, count_tokens)
-        write, review, revise = Prompt(self.style), Prompt(self.critique), Prompt(self.revise)
+        write, review, revise = prompt(self.style), prompt(self.critique), prompt(self.revise)
         drafts = yield [ask(write.render(text=part), "write", n) for n, part in enumerate(parts)]
         for number in range(self.rounds):
             pairs = list(zip(parts, drafts, strict=True))

@@ -12,7 +12,7 @@ from typing import ClassVar
 from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.synthesis.items import Generated, Item, Kind, Recipe, Rejected, Steps, TokenCounter, source_of
-from megalit.synthesis.prompts import Prompt
+from megalit.synthesis.prompts import Prompt, prompt
 from megalit.synthesis.requests import ask
 
 
@@ -62,7 +62,7 @@ class LatentThoughts(Recipe):
         place = places[item.index]
         prefix = _last(text[:place], self.prefix_tokens, count_tokens)
         suffix = _first(text[place:], self.suffix_tokens, count_tokens)
-        (completion,) = yield [ask(Prompt(self.prompt).render(prefix=prefix, suffix=suffix), "thought")]
+        (completion,) = yield [ask(prompt(self.prompt).render(prefix=prefix, suffix=suffix), "thought")]
         return Generated(completion.text.strip(), place)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.synthesis.items import Generated, Item, Recipe, Steps, TokenCounter, source_of
-from megalit.synthesis.prompts import Prompt
+from megalit.synthesis.prompts import Prompt, prompt
 from megalit.synthesis.requests import Completion, ask
 from megalit.synthesis.text import split
 
@@ -46,9 +46,9 @@ class Rephrase(Recipe):
             Prompt(style).render(text="")
 
     def run(self, item: Item, count_tokens: TokenCounter) -> Steps:
-        prompt = Prompt(self.styles[item.index % len(self.styles)])
+        style = prompt(self.styles[item.index % len(self.styles)])
         parts = chunks(source_of(item).text, self.chunk_tokens, count_tokens)
-        completions = yield [ask(prompt.render(text=part), "rephrase", n) for n, part in enumerate(parts)]
+        completions = yield [ask(style.render(text=part), "rephrase", n) for n, part in enumerate(parts)]
         return Generated(rejoin(parts, completions))
 
 
