@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import json
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,11 +83,10 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     corpus = None if work.recipe.kind == "samples" else Corpus(Path(command.corpus))
     with lock(output / WORK):
         _same_work(work, output)
-        compacted = compact(work, corpus, output)
+    compacted = _compact(work, corpus, output)
     if compacted.missing:
         _generate(work, corpus, output, shard)
-        with lock(output / WORK, waiting=lambda: console.print("waiting for another shard that looks what is missing")):
-            compacted = _compact(work, corpus, output)
+        compacted = _compact(work, corpus, output)
     else:
         console.print(f"{output} is finished: {compacted.rows:,} generations; a higher `generations` adds more")
     if compacted.missing:
@@ -151,12 +151,23 @@ def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> 
         counts = generator.counts
         console.print(f"loading {work.model}")
         try:
-            asyncio.run(generator.run())
+            asyncio.run(_until_told(generator))
+        except asyncio.CancelledError as error:
+            status.update(counts, "stopped")
+            raise KeyboardInterrupt from error
         except BaseException:
             status.update(counts, "stopped")
             raise
     status.update(counts, "finished")
     console.print(f"shard {shard}: {_progress_text(status.figures(counts))}")
+
+
+async def _until_told(generator: Generator) -> None:
+    """Work until it is done, or until the process is told to end: the engine's own processes end with it."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await generator.run()
 
 
 def _progress_text(figures: dict[str, Any]) -> str:
@@ -194,7 +205,8 @@ def _print_status(output: Path) -> None:
     table = Table(title=str(output))
     for heading in ("shard", "state", "done", "of", "declined", "tokens", "tokens/s", "left"):
         table.add_column(heading, justify="left" if heading in ("shard", "state") else "right")
-    rows = [*statuses, {**together, "shard": "all", "state": f"{together['running']} running"}]
+    started = f"{together['shards']} of {together['of']}"
+    rows = [*statuses, {**together, "shard": started, "state": f"{together['running']} running"}]
     for value in rows:
         left = value["seconds_left"]
         table.add_row(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -209,6 +209,7 @@ class _Source:
     kind: Kind
     rows: Callable[[], Rows]
     origin: dict[str, Any]
+    optional: bool = False
 
 
 def build_stores(
@@ -238,7 +239,9 @@ def build_stores(
     source: dict[str, Any] = {"corpus": corpus.manifest["settings"], "inputs": corpus.manifest["inputs"]}
     if guard is not None:
         source["guard"] = asdict(guard)
+    sets = list(sets)
     sources = list(_sources(corpus, sets, tokenizer, source, output))
+    _refuse_other_names(sources, sets, output)
     missing = [part for part in sources if not stores.exists(output / part.name)]
     for part in sources:
         if part not in missing:
@@ -261,6 +264,11 @@ def build_stores(
         if watch is not None and part.kind != "validation":
             found = Contamination()
             rows = watch.filter(_without(rows, dropped), found)
+        if part.optional:
+            first = next(rows, None)
+            if first is None:
+                continue  # the guard has left nothing of what came later
+            rows = chain([first], rows)
         built.append(build_store(output / part.name, part.kind, rows, tokenizer, part.origin, progress, found))
         if part.kind == "real":
             # What was made from a document that is left out is left out too.
@@ -312,7 +320,23 @@ def _segments(made: GenerationSet, origin: dict[str, Any], output: Path) -> Iter
         rows = partial(_new_rows, made.path, [output / name for name in there])
         if any(rows()):
             name = f"{made.name}.{len(there) + 1:03}"
-            yield _Source(name, made.kind, rows, {**origin, **made.origin})
+            yield _Source(name, made.kind, rows, {**origin, **made.origin}, optional=True)
+
+
+def _refuse_other_names(sources: list[_Source], sets: list[GenerationSet], output: Path) -> None:
+    """The same generations under two names would take part twice."""
+    names = {part.name for part in sources}
+    keys = ("recipe", "version", "model")
+    for path in sorted(output.glob("[!.]*/manifest.json")):
+        if path.parent.name in names:
+            continue
+        origin = stores.read_manifest(path.parent).origin
+        for made in sets:
+            if all(origin.get(key) == made.origin.get(key) for key in keys):
+                raise UserError(
+                    f"{path.parent} holds generations of the recipe and model of '{made.name}': move it away, or give "
+                    f"the folder of the generations the name {path.parent.name.split('.')[0]} again"
+                )
 
 
 def _new_rows(path: Path, segments: list[Path]) -> Rows:

@@ -178,9 +178,9 @@ def _choose(tables: PieceTables, count: int, draw: Draw, incomplete: Incomplete,
 
     Drawn ones are nested: with the same seed, fewer are the first of more.
     """
-    if incomplete == "refuse":
-        tables.require_generations(count)
     group = tables.generations
+    if incomplete == "refuse" or not group.size:
+        tables.require_generations(count)
     places = group.start[:, None] + np.arange(count)
     missing = np.arange(count) >= group.count[:, None] if group.count.min(initial=count) < count else None
     if missing is not None:

@@ -12,15 +12,26 @@ from megalit.synthesis.requests import Completion
 from megalit.synthesis.text import ngrams, trim_to_sentence, words
 
 # "Sure! Here is the rewritten text:" and the like, which chat models put before what was asked for.
+# The line must speak of the task: ordinary texts begin with "Here are the ingredients:", too.
+_TASK = r"(?:re-?writ|rephras|paraphras|re-?told|retell|version|summar|conversation|revis|the text|your text|thoughts)"
 _PREAMBLE = re.compile(
     r"\A\s*(?:(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n]{0,40}?[!.,:]\s*)?"
-    r"(?:(?:here(?:'s|’s| is| are)|below (?:is|are)|this is|the following (?:is|are))\b[^\n]{0,160}:\s*\n"
+    r"(?:(?:here(?:'s|’s| is| are)|below (?:is|are)|this is|the following (?:is|are))\b"
+    rf"(?=[^\n]*{_TASK})[^\n]{{0,160}}:\s*\n"
     r"|(?:sure|certainly|of course|okay|ok|absolutely)[!.,:]\s*\n)",
     re.IGNORECASE,
 )
+_DECLINE = (
+    r"(?:help|assist|rewrite|rephrase|paraphrase|provide|fulfil|comply|create|generate|write|do (?:that|this|it))"
+)
 _REFUSAL = re.compile(
-    r"\A\s*(?:(?:i['’]?m|i am) (?:sorry|afraid|unable|not able)\b|sorry,|i can(?:no|['’])t\b|i (?:won['’]t|will not)\b|"
-    r"i apologi[sz]e\b|unfortunately, i\b|as an? (?:ai|language model|artificial)\b)",
+    r"\A\s*(?:"
+    r"(?:(?:i['’]?m|i am) (?:very )?(?:sorry|afraid)|sorry|unfortunately|i apologi[sz]e)\b,?(?: but)?,? "
+    r"i(?:['’]m| am)? ?(?:can(?:no|['’])t|can not|am unable|unable|not able|won['’]t|will not|do(?:n['’]t| not))\b"
+    rf"|i (?:can(?:no|['’])t|can not|won['’]t|will not|am unable to|am not able to) {_DECLINE}\b"
+    rf"|i['’]m (?:unable|not able) to {_DECLINE}\b"
+    r"|as an? (?:ai|artificial intelligence|large language|language)(?: language)?(?: model| assistant)?, i\b"
+    r"|as an? (?:ai |large )?(?:language model|assistant)\b)",
     re.IGNORECASE,
 )
 _RUN = 8  # words

@@ -1,6 +1,7 @@
 """From a journal to a table: every (document, index) exactly once, in order."""
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from megalit.corpus import tables
 from megalit.corpus.tables import TRAIN, Corpus, TableWriter
-from megalit.files import read_json, write_atomic, write_json
+from megalit.files import lock, read_json, write_atomic, write_json
 from megalit.synthesis.generating import Work, document_items, sources
 from megalit.synthesis.items import Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Place, Settings
@@ -55,8 +56,7 @@ def compact(
 ) -> Compacted:
     """Write ``generations.parquet`` and ``manifest.json`` to ``folder`` from its journal, if nothing is missing.
 
-    What it writes depends on the generations alone, not on who made them when. Call it under
-    :func:`megalit.files.lock`.
+    What it writes depends on the generations alone, not on who made them when.
     """
     journal = Journal(folder / "journal")
     index = _Index(work, journal)
@@ -67,12 +67,25 @@ def compact(
         given_up += state is False
         if isinstance(state, Place):
             identities.update(work.identity(item).encode())
-    written = _manifest(folder)
-    if not missing and not work.redo and written.get("identities") == identities.hexdigest()[:16]:
-        return Compacted(written["rows"], given_up, 0, index.declined)
     if missing:
         return Compacted(0, given_up, missing, index.declined)
+    with lock(folder / MANIFEST):
+        written = _manifest(folder)
+        if not work.redo and written.get("identities") == identities.hexdigest()[:16]:
+            return Compacted(written["rows"], given_up, 0, index.declined)
+        rows = _write(work, corpus, folder, index, identities.hexdigest()[:16], given_up, progress)
+    return Compacted(rows, given_up, 0, index.declined)
 
+
+def _write(
+    work: Work,
+    corpus: Corpus | None,
+    folder: Path,
+    index: "_Index",
+    identities: str,
+    given_up: int,
+    progress: Callable[[int], None],
+) -> int:
     # The table belongs to its manifest: without one, neither exists.
     (folder / MANIFEST).unlink(missing_ok=True)
     rows = 0
@@ -84,7 +97,7 @@ def compact(
         with TableWriter(file, pa.schema([*schema, *ORIGIN])) as writer:
             for item, state in _states(work, corpus, index):
                 if isinstance(state, Place):
-                    record = journal.read(state)
+                    record = index.journal.read(state)
                     assert isinstance(record, Accepted)
                     used.add(record.settings)
                     writer.write(_row(work, item, record))
@@ -103,12 +116,12 @@ def compact(
             "count": work.count,
             "total_tokens": work.total_tokens,
             "rows": rows,
-            "identities": identities.hexdigest()[:16],
+            "identities": identities,
             "given_up": given_up,
             "settings": {name: index.settings[name] for name in sorted(used)},
         },
     )
-    return Compacted(rows, given_up, 0, index.declined)
+    return rows
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -166,27 +179,27 @@ class _Index:
     """
 
     def __init__(self, work: Work, journal: Journal) -> None:
-        self._journal = journal
+        self.journal = journal
         self._ledger: Ledger = work.ledger()
         self.settings: dict[str, dict[str, Any]] = {}
         attempts: dict[tuple[str, int, str], str] = {}
         segments: dict[str, int] = {}
-        keys, places = bytearray(), []
-        for place, record in journal.new_records():
+        keys, places = bytearray(), array("q")
+        for place, record in journal.new_records(completions=False):
             if isinstance(record, Settings):
                 self.settings[record.fingerprint] = record.value
             elif isinstance(record, Declined):
                 attempts[record.of, record.attempt, record.settings] = record.reason
-                self._ledger.add([record])
+                self._ledger.add([(place, record)])
             elif isinstance(record, Accepted) and self._ledger.counts(record):
                 keys += bytes.fromhex(record.of)
                 # Of two, one that was made with the settings of now, then the earlier one.
                 is_other = record.settings != work.fingerprint
-                places.append((is_other, segments.setdefault(place.segment, len(segments)), place.offset))
+                places.extend((is_other, segments.setdefault(place.segment, len(segments)), place.offset))
         self.declined = dict(sorted(Counter(attempts.values()).items()))
         self._segments = list(segments)
         found = np.frombuffer(bytes(keys), dtype="S16")
-        where: npt.NDArray[np.int64] = np.array(places, dtype=np.int64).reshape(-1, 3)
+        where: npt.NDArray[np.int64] = np.frombuffer(places, dtype=np.int64).reshape(-1, 3)
         order = np.lexsort((where[:, 2], where[:, 1], where[:, 0], found))
         found, where = found[order], where[order]
         first = np.ones(len(found), dtype=bool)
@@ -204,6 +217,6 @@ class _Index:
     def tokens(self, state: State) -> int:
         if not isinstance(state, Place):
             return 0
-        record = self._journal.read(state)
+        record = self.journal.read(state)
         assert isinstance(record, Accepted)
-        return record.tokens
+        return max(1, record.tokens)  # as the ledger counts

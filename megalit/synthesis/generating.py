@@ -7,9 +7,10 @@ What was in flight when a process died is asked for again; what was finished nev
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from megalit.corpus.tables import TRAIN, Corpus
 from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.synthesis.cleaning import Cleaning
-from megalit.synthesis.engines import Engine
+from megalit.synthesis.engines import Engine, TooLongError
 from megalit.synthesis.items import Generated, Item, Outcome, Recipe, Rejected, Source
-from megalit.synthesis.journal import Accepted, Completed, Declined, Journal, Settings
+from megalit.synthesis.journal import Accepted, Completed, Declined, Journal, Record, Settings
 from megalit.synthesis.ledger import Ledger
 from megalit.synthesis.requests import Completion, Request, Sampling, request_key, request_seed
 
 # How often what other shards have written is looked at, in seconds.
 _REFRESH = 30.0
+_TICK = 5.0
+# Samples in a row of which none was accepted, after which a run up to a number of tokens is given up.
+_HOPELESS = 200
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,16 @@ class Work:
     @property
     def settings(self) -> dict[str, Any]:
         """What each row's record names: everything but the recipe, the model and the count."""
-        return {"sampling": asdict(self.sampling), "cleaning": asdict(self.cleaning)}
+        return {**self._asked_with, "cleaning": asdict(self.cleaning)}
+
+    @property
+    def _asked_with(self) -> dict[str, Any]:
+        return {"sampling": asdict(self.sampling), "engine": self.engine.settings}
+
+    @cached_property
+    def request_settings(self) -> str:
+        """Fingerprint of what changes a completion."""
+        return fingerprint(self._asked_with)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -171,6 +184,7 @@ class Generator:
         self._ledger = work.ledger()
         self._looked = 0.0
         self._named = False
+        self._in_vain = 0
         self.counts = Counts(self._total())
 
     def _total(self) -> int | None:
@@ -187,21 +201,34 @@ class Generator:
             OSError: the journal cannot be written.
         """
         self._refresh()
-        work = self._work
-        slots = asyncio.Semaphore(work.engine.in_flight)
-        async with work.engine:
-            self.counts.began = time.monotonic()
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for item in self._missing():
-                        await slots.acquire()
-                        tasks.create_task(self._make(item)).add_done_callback(lambda _: slots.release())
-            except BaseExceptionGroup as group:
-                raise _first(group) from None
-            finally:
-                await self._journal.close()
-                self.counts.ended = time.monotonic()
+        missing = self._missing()
+        first = next(missing, None)
+        if first is None:
+            return self.counts  # other shards may have work; this one needs no engine
+        slots = asyncio.Semaphore(self._work.engine.in_flight)
+        ticking = asyncio.create_task(self._tick())
+        try:
+            async with self._work.engine:
+                self.counts.began = time.monotonic()
+                try:
+                    async with asyncio.TaskGroup() as tasks:
+                        for item in chain([first], missing):
+                            await slots.acquire()
+                            tasks.create_task(self._make(item)).add_done_callback(lambda _: slots.release())
+                except BaseExceptionGroup as group:
+                    raise _first(group) from None
+                finally:
+                    await self._journal.close()
+                    self.counts.ended = time.monotonic()
+        finally:
+            ticking.cancel()
         return self.counts
+
+    async def _tick(self) -> None:
+        """Say that this process lives, also while nothing gets finished."""
+        while True:
+            await asyncio.sleep(_TICK)
+            self._progress(self.counts)
 
     def _missing(self) -> Iterator[Item]:
         for item in self._items():
@@ -233,13 +260,13 @@ class Generator:
 
     def _refresh(self) -> None:
         """Take in what other processes have written."""
-        self._ledger.add(record for _, record in self._journal.new_records())
+        self._ledger.add(self._journal.new_records())
         self._looked = time.monotonic()
 
     async def _make(self, item: Item) -> None:
         work, counts = self._work, self.counts
         identity = work.identity(item)
-        known = dict(self._ledger.completions(identity))
+        known = {key: self._journal.read(place) for key, place in self._ledger.completions(identity).items()}
         for attempt in range(self._ledger.next_attempt(identity), work.attempts):
             trial = _Attempt(work, self._journal, item, attempt, known)
             outcome = await trial.run()
@@ -250,6 +277,7 @@ class Generator:
                 await self._write(accepted)
                 self._ledger.accept(accepted)
                 counts.accepted += 1
+                self._in_vain = 0
                 self._progress(counts)
                 return
             counts.declined[outcome.reason] += 1
@@ -261,6 +289,12 @@ class Generator:
                 break
         counts.given_up += 1
         self._progress(counts)
+        self._in_vain += 1
+        if work.total_tokens is not None and self._in_vain >= _HOPELESS:
+            raise UserError(
+                f"{self._in_vain} samples in a row were given up ({counts.declined.most_common(1)[0][0]}): look at "
+                "cleaning and sampling"
+            )
 
     async def _write(self, record: Accepted | Declined) -> None:
         if not self._named:
@@ -277,14 +311,13 @@ class _Attempt:
         prompt_tokens, tokens: read and written by the model for it.
     """
 
-    def __init__(self, work: Work, journal: Journal, item: Item, attempt: int, known: dict[str, Completion]) -> None:
+    def __init__(self, work: Work, journal: Journal, item: Item, attempt: int, known: dict[str, Record]) -> None:
         self._work = work
         self._journal = journal
         self._item = item
         self._attempt = attempt
         self._known = known
         self._identity = work.identity(item)
-        self._asked = 0
         self.prompt_tokens = self.tokens = 0
 
     async def run(self) -> Outcome:
@@ -301,31 +334,47 @@ class _Attempt:
         try:
             requests = next(steps)
             while True:
-                self._asked += len(requests)
-                completions = await asyncio.gather(*(self._complete(request) for request in requests))
-                cleaned = []
-                for completion in completions:
-                    text = self._work.cleaning.clean(completion)
-                    if isinstance(text, Rejected):
-                        return text
-                    cleaned.append(Completion(text, completion.finish, completion.prompt_tokens, completion.tokens))
-                requests = steps.send(cleaned)
+                completions = await self._answers(requests)
+                if isinstance(completions, Rejected):
+                    return completions
+                requests = steps.send(completions)
         except StopIteration as stop:
             outcome: Outcome = stop.value
             return outcome
         finally:
             steps.close()
 
+    async def _answers(self, requests: Sequence[Request]) -> list[Completion] | Rejected:
+        """The requests' completions, cleaned."""
+        too_long = False
+        try:
+            async with asyncio.TaskGroup() as together:
+                tasks = [together.create_task(self._complete(request)) for request in requests]
+        except* TooLongError:
+            too_long = True
+        if too_long:
+            return Rejected("too long for the model", final=True)
+        completions = []
+        for request, task in zip(requests, tasks, strict=True):
+            completion = task.result()
+            text = self._work.cleaning.clean(completion) if request.is_text else completion.text
+            if isinstance(text, Rejected):
+                return text
+            completions.append(replace(completion, text=text))
+        return completions
+
     async def _complete(self, request: Request) -> Completion:
         work = self._work
-        key = request_key(request, self._attempt, work.sampling)
-        completion = self._known.get(key)
-        if completion is None:
+        key = request_key(request, self._attempt, work.request_settings)
+        record = self._known.get(key)
+        if isinstance(record, Completed):
+            completion = record.completion
+        else:
             seed = request_seed(work.sampling.seed, self._identity, self._attempt, request)
             completion = await work.engine.complete(request, work.sampling, seed)
             # A lone surrogate, which JSON can spell, is no text.
             text = completion.text.encode(errors="replace").decode()
-            completion = Completion(text, completion.finish, completion.prompt_tokens, completion.tokens)
+            completion = replace(completion, text=text)
             await self._journal.append(Completed(of=self._identity, key=key, **vars(completion)))
         self.prompt_tokens += completion.prompt_tokens
         self.tokens += completion.tokens
@@ -353,8 +402,7 @@ class _Attempt:
             index=self._item.index,
             attempt=self._attempt,
             reason=rejected.reason,
-            # A recipe that asked nothing will decide the same again.
-            final=not self._asked,
+            final=rejected.final,
             settings=self._work.fingerprint,
             prompt_tokens=self.prompt_tokens,
             tokens=self.tokens,

@@ -61,9 +61,15 @@ class Generated:
 
 @dataclass(frozen=True)
 class Rejected:
-    """An attempt that gave nothing worth keeping, and why in a few words."""
+    """An attempt that gave nothing worth keeping.
+
+    Attributes:
+        reason: why, in a few words.
+        final: another attempt would give nothing either.
+    """
 
     reason: str
+    final: bool = False
 
 
 Outcome = Generated | Rejected

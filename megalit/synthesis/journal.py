@@ -21,6 +21,8 @@ from typing import IO, Any
 from megalit.synthesis.requests import Completion, Finish
 
 _OPEN_FILES = 64
+# How a completion's line goes on behind its checksum and a space.
+_COMPLETED, _CHECKSUM = b'{"kind":"completed"', 9
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,17 @@ class Journal:
 
     # Reading ---------------------------------------------------------------------------------------
 
-    def new_records(self) -> Iterator[tuple[Place, Record]]:
-        """Records that other processes wrote since the last call, or ever, at the first."""
+    def new_records(self, completions: bool = True) -> Iterator[tuple[Place, Record]]:
+        """Records that other processes wrote since the last call, or ever, at the first.
+
+        Most of a journal is completions: who needs none reads it faster.
+        """
         for path in sorted(self.folder.glob("*.jsonl")):
             if path.name == self._own:
                 continue
             begin = self._read.get(path.name, 0)
             if path.stat().st_size > begin:
-                for offset, end, record in _records(path, begin):
+                for offset, end, record in _records(path, begin, completions):
                     self._read[path.name] = end
                     if record is not None:
                         yield Place(path.name, offset), record
@@ -205,7 +210,7 @@ def _line(record: Record) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(data), data)
 
 
-def _records(path: Path, begin: int) -> Iterator[tuple[int, int, Record | None]]:
+def _records(path: Path, begin: int, completions: bool) -> Iterator[tuple[int, int, Record | None]]:
     """Begin, end and record of each finished line from ``begin`` on; None for a line that is damaged."""
     with path.open("rb") as file:
         file.seek(begin)
@@ -213,7 +218,8 @@ def _records(path: Path, begin: int) -> Iterator[tuple[int, int, Record | None]]
         for line in file:
             if not line.endswith(b"\n"):
                 return  # a torn tail, or a line that is being written
-            yield offset, offset + len(line), _parse(line)
+            wanted = completions or not line.startswith(_COMPLETED, _CHECKSUM)
+            yield offset, offset + len(line), _parse(line) if wanted else None
             offset += len(line)
 
 

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-from megalit.synthesis.journal import Accepted, Completed, Declined, Record
-from megalit.synthesis.requests import Completion
+from megalit.synthesis.journal import Accepted, Completed, Declined, Place, Record
 
 
 class Ledger:
@@ -21,14 +20,15 @@ class Ledger:
         self._redo = redo
         self._accepted: set[bytes] = set()
         self._tries: dict[bytes, int] = {}
-        self._completions: dict[bytes, dict[str, Completion]] = {}
+        # Where they stand, not what they say: there may be millions of which none is needed.
+        self._completions: dict[bytes, dict[str, Place]] = {}
         # Of samples, which no document counts: tokens by index, and the sum of those before a place.
         self._sample_tokens: dict[int, int] = {}
         self._place = self._before = 0
 
-    def add(self, records: Iterable[Record]) -> None:
+    def add(self, records: Iterable[tuple[Place, Record]]) -> None:
         """Take in records, in any order and however often."""
-        for record in records:
+        for place, record in records:
             if isinstance(record, Accepted):
                 if self.counts(record):
                     self.accept(record)
@@ -37,7 +37,7 @@ class Ledger:
                     self.decline(record)
             elif isinstance(record, Completed) and bytes.fromhex(record.of) not in self._accepted:
                 of = self._completions.setdefault(bytes.fromhex(record.of), {})
-                of[record.key] = record.completion
+                of[record.key] = place
 
     def counts(self, record: Accepted) -> bool:
         """Whether a generation counts as made."""
@@ -49,9 +49,10 @@ class Ledger:
         self._tries.pop(key, None)
         self._completions.pop(key, None)
         if record.document is None and record.index not in self._sample_tokens:
-            self._sample_tokens[record.index] = record.tokens
+            # At least one, so that their number ends.
+            self._sample_tokens[record.index] = max(1, record.tokens)
             if record.index < self._place:
-                self._before += record.tokens
+                self._before += max(1, record.tokens)
 
     def tokens_before(self, index: int) -> int:
         """Tokens of the samples with smaller numbers; to be asked for rising numbers."""
@@ -65,6 +66,8 @@ class Ledger:
         if key not in self._accepted:
             tried = self._attempts if record.final else record.attempt + 1
             self._tries[key] = max(self._tries.get(key, 0), tried)
+            if self._tries[key] >= self._attempts:
+                self._completions.pop(key, None)
 
     def is_accepted(self, identity: str) -> bool:
         return bytes.fromhex(identity) in self._accepted
@@ -77,6 +80,6 @@ class Ledger:
     def next_attempt(self, identity: str) -> int:
         return self._tries.get(bytes.fromhex(identity), 0)
 
-    def completions(self, identity: str) -> dict[str, Completion]:
-        """Completions of earlier processes for a generation that is not finished, by request key."""
+    def completions(self, identity: str) -> dict[str, Place]:
+        """Places of earlier processes' completions for a generation that is not finished, by request key."""
         return self._completions.get(bytes.fromhex(identity), {})

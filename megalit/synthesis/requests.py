@@ -1,7 +1,7 @@
 """What recipes ask of engines: a request, how to sample, and the completion that comes back."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal
 
 from megalit.errors import UserError
@@ -28,16 +28,18 @@ class Request:
             a base model. None at all: the model continues its BOS token.
         step: name of the recipe's step.
         chunk: number of the part of the document, where it was split.
+        is_text: whether the completion becomes text of the generation, so that it is cleaned; a review does not.
     """
 
     messages: tuple[Message, ...]
     step: str
     chunk: int = 0
+    is_text: bool = True
 
 
-def ask(prompt: str, step: str, chunk: int = 0) -> Request:
+def ask(prompt: str, step: str, chunk: int = 0, is_text: bool = True) -> Request:
     """A request of one user's message."""
-    return Request((Message("user", prompt),), step, chunk)
+    return Request((Message("user", prompt),), step, chunk, is_text)
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,11 @@ class Sampling:
             "top_k": self.top_k >= 0,
             "repetition_penalty": self.repetition_penalty > 0,
             "max_tokens": self.max_tokens >= 1,
+            "stop": "" not in self.stop,
         }
         for name, is_right in ranges.items():
             if not is_right:
                 raise UserError(f"sampling.{name} is {getattr(self, name)}: choose a value in its range (see --help)")
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,12 @@ def request_seed(seed: int, identity: str, attempt: int, request: Request) -> in
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1
 
 
-def request_key(request: Request, attempt: int, sampling: Sampling) -> str:
-    """Tells the requests of one item apart: step, chunk, attempt, sampling settings with the seed, and the words.
+def request_key(request: Request, attempt: int, settings: str) -> str:
+    """Tells the requests of one item apart: step, chunk, attempt, settings with the seed, and the words.
+
+    ``settings`` is a fingerprint of what changes a completion: sampling and the engine's own settings.
 
     The words too, so that a completion that was made for another critique is never taken for this one's.
     """
     words = [[message.role, message.content] for message in request.messages]
-    return fingerprint([request.step, request.chunk, attempt, sampling.fingerprint, words])
+    return fingerprint([request.step, request.chunk, attempt, settings, words])

@@ -80,6 +80,7 @@ def added_up(statuses: list[dict[str, Any]]) -> dict[str, Any]:
     totals = [value["total"] for value in statuses]
     return {
         "shards": len(statuses),
+        "of": int(statuses[0]["shard"].split("/")[1]),
         "running": len(running),
         "total": None if None in totals else sum(totals),
         **{name: sum(value[name] for value in statuses) for name in ("done", "accepted", "prompt_tokens", "tokens")},

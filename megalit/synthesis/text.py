@@ -3,7 +3,11 @@
 import re
 from collections.abc import Callable, Iterator
 
-_SENTENCES = re.compile(r".+?(?:[.!?。！？]+[\"'”’)\]]*\s+|\n+|$)|\s+", re.DOTALL)
+_CLOSING = r"[\"'”’)\]」』）]{0,4}"
+# Full stops of scripts without spaces need none behind them.
+_ENDS = rf"(?:[.!?]{{1,8}}{_CLOSING}\s+|[。！？]{{1,8}}{_CLOSING}\s*|\n+|$)"
+_SENTENCES = re.compile(rf".+?{_ENDS}|\s+", re.DOTALL)
+_WHOLE = re.compile(rf".*(?:[.!?]{_CLOSING}(?=\s|$)|[。！？]{_CLOSING})", re.DOTALL)
 _WORDS = re.compile(r"\w+")
 
 
@@ -56,5 +60,5 @@ def _cut(text: str, limit: int, count_tokens: Callable[[str], int]) -> list[str]
 
 def trim_to_sentence(text: str) -> str:
     """The text up to the end of its last whole sentence; empty where it has none."""
-    match = re.match(r".*[.!?。！？][\"'”’)\]]*(?=\s|$)", text, re.DOTALL)
+    match = _WHOLE.match(text)
     return match.group(0) if match else ""

@@ -111,6 +111,19 @@ def test_a_full_disk_loses_nothing(config: Path, run: Run, tmp_path: Path) -> No
     assert table(tmp_path / "out") == table(tmp_path / "undisturbed")
 
 
+def test_a_process_that_is_told_to_end_says_how_to_go_on(config: Path, tmp_path: Path) -> None:
+    config.write_text(CONFIG.replace("SECONDS", "0.3"))
+    process = start("generate", "--config", config, folder=tmp_path)
+    while not list((tmp_path / "out" / "journal").glob("*.jsonl")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command continues" in errors
+    assert "Traceback" not in errors
+    assert json.loads((tmp_path / "out" / "status" / "0-of-1.json").read_text())["state"] == "stopped"
+
+
 def test_status_adds_the_shards_up(config: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("generate", "--config", config, "--shard", "0/2") == 0
     assert "other shards have" in capsys.readouterr().err
@@ -261,6 +274,11 @@ def test_later_generations_become_a_further_store(config: Path, run: Run, capsys
     assert len(open_stores(Path("stores")).generations) == 3
     assert fit(run, "StitchedStream", generations=5)["synthetic_share"] > 0
     # What was made again is no addition.
+    Path("out").rename("renamed")
+    capsys.readouterr()
+    assert tokenize(run, "renamed") == 2
+    assert "holds generations of the recipe and model of 'renamed'" in capsys.readouterr().err
+    Path("renamed").rename("out")
     redo = ["--generations", "5", "--sampling.seed", "9", "--redo", "true"]
     assert run("generate", "--config", config, *redo) == 0
     capsys.readouterr()

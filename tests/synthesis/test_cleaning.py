@@ -40,6 +40,14 @@ def test_a_preamble_is_taken_off(preamble: str) -> None:
         "Sure enough, the river rises.\nIt flows to the sea.",
         "The following year: the river rose.\nIt flowed.",
         "This is a list of rivers in the text that follows, and it is long enough: the first.",
+        "The following is a list of cities in Norway by population:\n\nOslo, Bergen.",
+        "Here are the ingredients you need for the bread:\n- flour",
+        "As an AI researcher at MIT, Jane Doe wrote a book.",
+        "As an artificial lake, Lake Mead is large.",
+        "Sorry, Wrong Number is a 1948 film.",
+        "Unfortunately, I was late for the train.",
+        "I will not forget the summer of 1969.",
+        "I can't find the river on any map.",
         "I can see the river. I am sorrier than most.",
     ],
 )
@@ -52,8 +60,12 @@ def test_what_only_looks_like_one_stays(text: str) -> None:
     [
         "I'm sorry, but I can't help with that.",
         "I cannot rewrite this.",
-        "As an AI language model, I",
-        "I can’t do it.",
+        "As an AI language model, I have no opinion.",
+        "As an AI, I do not",
+        "I can’t do that.",
+        "Sorry, I am unable to provide this.",
+        "Unfortunately, I cannot fulfill your request.",
+        "I apologize, but I will not do this.",
     ],
 )
 def test_a_refusal_is_rejected(text: str) -> None:

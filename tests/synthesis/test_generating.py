@@ -14,7 +14,7 @@ from megalit.corpus.tables import TRAIN, Corpus
 from megalit.errors import UserError
 from megalit.synthesis.cleaning import Cleaning
 from megalit.synthesis.compaction import TABLE, Compacted, compact
-from megalit.synthesis.engines import EngineError, Scripted
+from megalit.synthesis.engines import EngineError, Scripted, TooLongError
 from megalit.synthesis.generating import Counts, Generator, Shard, Work
 from megalit.synthesis.items import Recipe
 from megalit.synthesis.journal import Completed, Journal
@@ -262,6 +262,60 @@ def test_new_documents_join_and_old_ones_go(tmp_path: Path) -> None:
     assert len(engine.asked) == 5 * 3
     made(work(), second, tmp_path)
     assert {row["document_id"] for row in table(tmp_path)} == {row["id"] for row in rows[5:]}
+
+
+def test_a_review_is_not_judged_as_a_text(corpus: Corpus, tmp_path: Path) -> None:
+    """It may well begin with "I cannot provide anything to mend", or be cut at the limit."""
+
+    class Reviewer(Scripted):
+        async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+            if request.step.startswith("critique"):
+                return Completion("I cannot provide anything to mend", "length", 1, 1)
+            return await super().complete(request, sampling, seed)
+
+    counts = run(work(Reviewer(), CritiqueAndRevise()), corpus, tmp_path)
+    assert counts.accepted == counts.total
+
+
+def test_a_document_that_is_too_long_costs_its_own_generations(corpus: Corpus, tmp_path: Path) -> None:
+    class Small(Scripted):
+        async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+            if len(request.messages[-1].content) > 500:
+                raise TooLongError("too long")
+            return await super().complete(request, sampling, seed)
+
+    counts = run(work(Small()), corpus, tmp_path)
+    assert set(counts.declined) == {"too long for the model"}
+    # Once, not as often as there are attempts.
+    assert counts.declined.total() == counts.given_up
+    assert 0 < counts.given_up < counts.total  # type: ignore[operator]
+
+
+def test_samples_that_are_all_rejected_end_the_run(tmp_path: Path) -> None:
+    of = work(Watched(["I cannot do that."]), Unconditional(), total_tokens=1000)
+    with pytest.raises(UserError, match="samples in a row were given up .refusal."):
+        run(of, None, tmp_path)
+
+
+def test_a_shard_without_work_needs_no_engine(corpus: Corpus, tmp_path: Path) -> None:
+    class Expensive(Scripted):
+        async def __aenter__(self) -> "Expensive":
+            raise AssertionError("entered")
+
+    run(work(), corpus, tmp_path, "0/2")
+    counts = run(work(Expensive()), corpus, tmp_path, "0/2")
+    assert counts.done == counts.before == counts.total
+
+
+def test_what_changes_a_completion_stands_in_its_record(corpus: Corpus, tmp_path: Path) -> None:
+    class Warm(Watched):
+        settings = {"options": {"min_p": 0.1}}  # noqa: RUF012
+
+    run(work(count=1), corpus, tmp_path)
+    run(work(Warm(), count=2), corpus, tmp_path)
+    made(work(Warm(), count=2), corpus, tmp_path)
+    by_index = {row["generation"]: row["settings"] for row in table(tmp_path)}
+    assert by_index[0] != by_index[1]
 
 
 def test_an_unreadable_character_does_no_harm(corpus: Corpus, tmp_path: Path) -> None:

@@ -133,14 +133,15 @@ def test_the_ledger_takes_records_in_any_order() -> None:
         Declined(f"{4:032x}", 4, 0, "short", True, "now", 1, 1),
         Declined(f"{5:032x}", 5, 1, "short", False, "then", 1, 1),
     ]
-    for order in (records, records[::-1], [*records, *records]):
+    places = [(Place("segment", number), record) for number, record in enumerate(records)]
+    for order in (places, places[::-1], [*places, *places]):
         ledger = Ledger(attempts=2, settings="now")
         ledger.add(order)
         done = [number for number in range(1, 6) if ledger.is_done(f"{number:032x}")]
         assert done == [1, 3, 4]
         assert ledger.next_attempt(f"{2:032x}") == 1
-        assert ledger.completions(f"{2:032x}")["key2"].text == "kept"
-        assert not ledger.completions(f"{1:032x}") or order is not records
+        assert ledger.completions(f"{2:032x}") == {"key2": Place("segment", 2)}
+        assert not ledger.completions(f"{1:032x}") or order is not places
         # An attempt that was declined under other settings is worth another try.
         assert ledger.next_attempt(f"{5:032x}") == 0
 
@@ -148,7 +149,7 @@ def test_the_ledger_takes_records_in_any_order() -> None:
 def test_redo_knows_only_what_was_made_with_the_settings_of_now() -> None:
     for redo, made in ((False, [1, 2]), (True, [2])):
         ledger = Ledger(3, "now", redo)
-        ledger.add([accepted(1, "then"), accepted(2, "now")])
+        ledger.add([(Place("segment", 0), accepted(1, "then")), (Place("segment", 1), accepted(2, "now"))])
         assert [number for number in (1, 2) if ledger.is_done(f"{number:032x}")] == made
 
 
@@ -157,7 +158,8 @@ def test_tokens_of_samples_are_summed_up_to_a_number() -> None:
         return Accepted(f"{number:032x}", None, None, number, "t", None, 0, 0, "now", 1, tokens)
 
     ledger = Ledger(1, "now")
-    ledger.add([sample(0, 5), sample(2, 7)])
+    ledger.accept(sample(0, 5))
+    ledger.accept(sample(2, 7))
     assert ledger.tokens_before(0) == 0
     assert ledger.tokens_before(2) == 5
     ledger.accept(sample(1, 10))

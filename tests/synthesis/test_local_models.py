@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from megalit.errors import UserError
 from megalit.modeling import hugging_face
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.shapes import Shape
-from megalit.synthesis.engines import Transformers
+from megalit.synthesis.engines import TooLongError, Transformers
 from megalit.synthesis.engines.local_model import PromptEncoder, cut_at_stop, model_identity
 from megalit.synthesis.requests import Completion, Request, Sampling, ask
 
@@ -111,6 +112,26 @@ def test_completions_end_at_their_limit_or_a_stop_text(exported: Path) -> None:
     assert cut_at_stop("a", ["STOP"]) == ("a", False)
 
 
+def test_the_model_s_own_settings_are_heeded_where_they_end_a_turn_and_nowhere_else(
+    exported: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(exported, own)
+    greedy = Sampling(temperature=0, max_tokens=30)
+    (plain,) = complete(exported, REQUESTS[:1], greedy)
+    encoder = PromptEncoder(str(exported), None, True)
+    prompt = torch.tensor([encoder.encode(REQUESTS[0])])
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=30, do_sample=False)
+    tokens = out[0, prompt.shape[1] :].tolist()
+    settings = {"eos_token_id": [1, tokens[4]], "repetition_penalty": 5.0, "do_sample": True, "temperature": 9.0}
+    (own / "generation_config.json").write_text(json.dumps(settings))
+    (ended,) = complete(own, REQUESTS[:1], greedy)
+    assert ended.finish == "stop"
+    assert ended.tokens == tokens.index(tokens[4]) + 1
+    assert plain.text.startswith(ended.text.rstrip("\ufffd"))
+
+
 def test_prompts_are_rendered_once_with_one_bos(exported: Path) -> None:
     bos = AutoTokenizer.from_pretrained(exported).bos_token_id
     chat, plain = PromptEncoder(str(exported), None, True), PromptEncoder(str(exported), None, False)
@@ -121,7 +142,7 @@ def test_prompts_are_rendered_once_with_one_bos(exported: Path) -> None:
 
 
 def test_what_cannot_work_is_said_in_one_line(exported: Path, data_set: DataSet) -> None:
-    with pytest.raises(UserError, match="do not fit in the model's 256"):
+    with pytest.raises(TooLongError, match="do not fit in the model's 256"):
         complete(exported, REQUESTS[:1], Sampling(max_tokens=300))
     with pytest.raises(UserError, match="set engine.chat false for a base model"):
         PromptEncoder(str(data_set.stores.tokenizer), None, True)
@@ -196,5 +217,4 @@ def test_vllm_completes_as_transformers_does(exported: Path, tmp_path: Path) -> 
         completion["text"] = completion["text"].rstrip("\ufffd")
     assert found["greedy"] == expected
     assert found["warm"] == found["again"] != found["greedy"]
-    assert found["refused"][0] == "UserError"
-    assert "lower sampling.max_tokens or recipe.chunk_tokens" in found["refused"][1]
+    assert found["refused"][0] == "TooLongError"

@@ -129,9 +129,15 @@ def test_a_request_says_what_is_wanted(server: Server, monkeypatch: pytest.Monke
     assert sent["path"] == "/v1/chat/completions"
     assert sent["messages"] == [{"role": "user", "content": "say it"}]
     wanted = {"temperature": 0.7, "top_p": 0.9, "max_tokens": 9, "seed": 0, "stop": ["END"], "model": "model"}
-    beside = {"top_k": 5, "repetition_penalty": 1.1, "min_p": 0.1}
+    beside: dict[str, Any] = {"top_k": 5, "repetition_penalty": 1.1, "min_p": 0.1}
     assert {key: sent[key] for key in (wanted | beside)} == wanted | beside
     assert sent["key"] == "Bearer secret"
+    # Neutral settings are said, too: a server would take the model's own otherwise.
+    complete(server)
+    neutral = {"top_k": -1, "repetition_penalty": 1.0, "min_p": 0.0}
+    assert {key: server.bodies[1][key] for key in neutral} == neutral
+    complete(server, strict=True)
+    assert not neutral.keys() & server.bodies[2].keys()
 
 
 def test_a_base_model_gets_plain_text(server: Server) -> None:
@@ -162,6 +168,21 @@ def test_what_does_not_pass_ends_in_one_line(server: Server, waits: list[float],
         complete(server, timeout=0.3, retries=3)
     assert len(server.bodies) == 4
     assert len(waits) == 3
+
+
+def test_a_completion_that_was_broken_off_is_asked_for_again(server: Server, waits: list[float]) -> None:
+    def broken_off(handler: Handler, number: int) -> None:
+        choice = {"index": 0, "finish_reason": "abort", "message": {"role": "assistant", "content": "half of"}}
+        handler.send(200, json.dumps({"id": "x", "choices": [choice]}).encode())
+
+    def uncounted(handler: Handler, number: int) -> None:
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "whole answer"}}
+        handler.send(200, json.dumps({"id": "x", "choices": [choice]}).encode())
+
+    server.answers = [broken_off, uncounted]
+    (completion,) = complete(server)
+    assert completion == Completion("whole answer", "stop", 0, 3)
+    assert len(waits) == 1
 
 
 def test_a_server_that_is_not_there(waits: list[float]) -> None:

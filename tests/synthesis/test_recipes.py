@@ -11,7 +11,7 @@ from megalit.synthesis.items import Generated, Item, Outcome, Recipe, Rejected, 
 from megalit.synthesis.prompts import Prompt, names
 from megalit.synthesis.recipes import CritiqueAndRevise, LatentThoughts, Rephrase, TokenNoise, Unconditional
 from megalit.synthesis.recipes.latent_thoughts import split_places
-from megalit.synthesis.requests import Completion, Request, Sampling, request_key, request_seed
+from megalit.synthesis.requests import Completion, Request, request_key, request_seed
 
 TEXT = "First sentence here. Second sentence there!\n\nThird one in a new paragraph. Fourth and last."
 
@@ -180,7 +180,7 @@ def test_seeds_and_keys_tell_requests_apart() -> None:
     seeds = {request_seed(s, i, a, r) for s in (0, 1) for i in ("x", "y") for a in (0, 1) for r in requests}
     assert len(seeds) == 32
     assert all(0 <= seed < 2**31 for seed in seeds)
-    keys = {request_key(r, a, Sampling(t)) for r in requests for a in (0, 1) for t in (0.5, 1.0)}
+    keys = {request_key(r, a, settings) for r in requests for a in (0, 1) for settings in ("s", "t")}
     assert len(keys) == 16
     identities = {
         Item(source, index).identity(recipe, model)

@@ -36,13 +36,23 @@ def test_parts_end_where_sentences_end() -> None:
         ("One. Two. Thr", "One. Two."),
         ('He said "no." And', 'He said "no."'),
         ("Version 1.5 is", ""),
-        ("一。二。三", ""),
+        ("一。二。三", "一。二。"),
         ("All of it.", "All of it."),
         ("", ""),
     ],
 )
 def test_a_cut_text_ends_with_its_last_whole_sentence(text: str, trimmed: str) -> None:
     assert trim_to_sentence(text) == trimmed
+
+
+def test_scripts_without_spaces_have_sentences_too() -> None:
+    text = "今天天气很好。我们去公园散步。大家都很高兴！"
+    assert sentences(text) == ["今天天气很好。", "我们去公园散步。", "大家都很高兴！"]
+    assert split(text, 16, len) == ["今天天气很好。我们去公园散步。", "大家都很高兴！"]
+
+
+def test_a_run_of_marks_takes_no_time() -> None:
+    assert "".join(sentences("." * 20_000)) == "." * 20_000
 
 
 def test_words_and_runs_of_them() -> None:

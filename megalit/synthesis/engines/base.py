@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from types import TracebackType
+from typing import Any
 
 from megalit.errors import UserError
 from megalit.synthesis.requests import Completion, Request, Sampling
@@ -9,6 +10,13 @@ from megalit.synthesis.requests import Completion, Request, Sampling
 
 class EngineError(UserError):
     """The engine is gone: a server that does not answer, a process that died. What was finished is kept."""
+
+
+class TooLongError(Exception):
+    """A request that this model cannot complete, because it is too long or otherwise not to its liking.
+
+    It costs that one generation, not the run.
+    """
 
 
 class Engine(ABC):
@@ -27,6 +35,11 @@ class Engine(ABC):
     def model(self) -> str:
         """Which model and revision it is: part of every generation's identity. Known before entering."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else changes a completion, as JSON; it stands in the record of each generation."""
+        return {}
+
     @abstractmethod
     def count_tokens(self, text: str) -> int:
         """Number of the model's tokens in a text."""
@@ -42,7 +55,8 @@ class Engine(ABC):
 
         Raises:
             EngineError: the model cannot be reached any more.
-            UserError: the request can never be completed; the message says why.
+            TooLongError: this request can never be completed.
+            UserError: no request can be completed; the message says why.
         """
 
     def open(self) -> None:  # noqa: B027 (most have nothing to load)

@@ -13,6 +13,8 @@ from megalit.synthesis.requests import Completion, Request, Sampling
 # A server that answers so is busy or broken for a while; other refusals will be repeated word by word.
 _WORTH_WAITING = {408, 409, 425, 429}
 _LONGEST_WAIT = 60.0
+# Ways in which a completion ends that is whole, or as long as it was allowed to be.
+_FINISHED = ("stop", "length", "content_filter")
 
 
 class _BadAnswerError(Exception):
@@ -34,6 +36,7 @@ class OpenAI(Engine):
         timeout: seconds until an answer counts as lost.
         retries: how often a request is tried again, after waits that double from one second on.
         options: further fields of the requests' body, such as ``{"min_p": 0.1}``.
+        strict: send nothing that is not in OpenAI's own protocol; hosted servers refuse what they do not know.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class OpenAI(Engine):
         timeout: float = 600.0,
         retries: int = 6,
         options: dict[str, Any] | None = None,
+        strict: bool = False,
     ) -> None:
         if retries < 0 or timeout <= 0 or in_flight < 1:
             raise UserError("engine.retries, engine.timeout and engine.in_flight are not all positive: mend them")
@@ -61,6 +65,7 @@ class OpenAI(Engine):
         self._timeout = timeout
         self._retries = retries
         self._options = options or {}
+        self._strict = strict
         self._encoder: PromptEncoder | None = None
         self._client: Any = None
         self._slots: asyncio.Semaphore | None = None
@@ -68,6 +73,10 @@ class OpenAI(Engine):
     @property
     def model(self) -> str:
         return f"{self._name}@{self._revision or 'served'}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"chat": self._chat, "options": self._options}
 
     def open(self) -> None:
         if self._tokenizer is not None and self._encoder is None:
@@ -126,12 +135,14 @@ class OpenAI(Engine):
         )
 
     async def _ask(self, request: Request, sampling: Sampling, seed: int) -> Completion:
-        # What the protocol does not know goes beside it; vLLM, SGLang and tokasaurus read it there.
+        # What the protocol does not know goes beside it; vLLM, SGLang and tokasaurus read it there. Said in any case:
+        # what is not said, vLLM takes from the model's own generation_config.json.
         extra: dict[str, Any] = dict(self._options)
-        if sampling.top_k:
-            extra["top_k"] = sampling.top_k
-        if sampling.repetition_penalty != 1:
-            extra["repetition_penalty"] = sampling.repetition_penalty
+        if not self._strict:
+            beside = {"top_k": sampling.top_k or -1, "repetition_penalty": sampling.repetition_penalty, "min_p": 0.0}
+            extra = beside | extra
+        elif sampling.top_k or sampling.repetition_penalty != 1:
+            raise UserError("engine.strict sends neither sampling.top_k nor repetition_penalty: leave them at 0 and 1")
         common: dict[str, Any] = {
             "model": self._name,
             "temperature": sampling.temperature,
@@ -151,21 +162,30 @@ class OpenAI(Engine):
             # An empty prompt is the server's to begin: it puts BOS before it.
             prompt = plain_text(request.messages) if request.messages else ""
             answer = await self._client.completions.create(prompt=prompt, **common)
-        return _completion(answer, self._chat)
+        return self._completion(answer)
+
+    def _completion(self, answer: Any) -> Completion:
+        text, finish, usage = _parts(answer, self._chat)
+        if finish not in _FINISHED:
+            # A server that shuts down sends what it has, for example.
+            raise _BadAnswerError(f"a completion that ended with '{finish}'")
+        prompt_tokens, tokens = usage or (0, self.count_tokens(text))
+        return Completion(text, "length" if finish == "length" else "stop", prompt_tokens, tokens)
 
 
-def _completion(answer: Any, chat: bool) -> Completion:
+def _parts(answer: Any, chat: bool) -> tuple[str, str, tuple[int, int] | None]:
+    """Text, reason of its end, and tokens read and written where the server counts them."""
     try:
         choice = answer.choices[0]
         text = choice.message.content if chat else choice.text
         usage = answer.usage
-        tokens = (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage is not None else (0, 0)
+        tokens = (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage is not None else None
         finish = choice.finish_reason
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise _BadAnswerError(f"an answer that is no completion: {_first_line(str(answer))[:100]}") from error
     if not isinstance(text, str) and text is not None:
         raise _BadAnswerError("an answer whose text is no text")
-    return Completion(text or "", "length" if finish == "length" else "stop", *tokens)
+    return text or "", str(finish), tokens
 
 
 def _first_line(text: str) -> str:

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from megalit.errors import UserError
-from megalit.synthesis.engines.base import Engine, EngineError
+from megalit.synthesis.engines.base import Engine, EngineError, TooLongError
 from megalit.synthesis.engines.local_model import PromptEncoder, cut_at_stop, model_identity
 from megalit.synthesis.requests import Completion, Request, Sampling
 
@@ -45,7 +46,7 @@ class Transformers(Engine):
     ) -> None:
         if batch_size < 1:
             raise UserError(f"engine.batch_size is {batch_size}: choose at least 1")
-        self._name = model
+        self._name = os.path.expanduser(model)  # noqa: PTH111 (a hub name is no path)
         self._revision = revision
         self._chat = chat
         self._batch_size = batch_size
@@ -55,12 +56,17 @@ class Transformers(Engine):
         self._dtype = dtype
         self._encoder: PromptEncoder | None = None
         self._loaded: Any = None
+        self._ends: list[int] = []
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 
     @property
     def model(self) -> str:
         return model_identity(self._name, self._revision)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"chat": self._chat, "dtype": self._dtype}
 
     def open(self) -> None:
         if self._encoder is None:
@@ -72,7 +78,7 @@ class Transformers(Engine):
 
     async def __aenter__(self) -> "Transformers":
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         self.open()
         device = ("cuda" if torch.cuda.is_available() else "cpu") if self._device == "auto" else self._device
@@ -80,12 +86,22 @@ class Transformers(Engine):
             loaded = AutoModelForCausalLM.from_pretrained(
                 self._name, revision=self._revision or "main", dtype=self._dtype
             )
+            self._ends = self._end_tokens(loaded.generation_config)
+            # Whatever is not said would be taken from the model's own file.
+            loaded.generation_config = GenerationConfig()
             self._loaded = loaded.to(device).eval()
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"engine.model {self._name} cannot be loaded ({reason}): check it") from error
         self._worker = asyncio.get_running_loop().create_task(self._work())
         return self
+
+    def _end_tokens(self, settings: Any) -> list[int]:
+        """Tokens that end a completion: the tokenizer's EOS, and those that the model names besides (end of turn)."""
+        assert self._encoder is not None
+        named = settings.eos_token_id
+        several = named if isinstance(named, list) else [named]
+        return sorted({token for token in (self._encoder.eos, *several) if token is not None})
 
     async def __aexit__(self, *_: object) -> None:
         if self._worker is not None:
@@ -99,9 +115,8 @@ class Transformers(Engine):
         prompt = self._encoder.encode(request)
         longest = getattr(self._loaded.config, "max_position_embeddings", None)
         if longest is not None and len(prompt) + sampling.max_tokens > longest:
-            raise UserError(
-                f"a prompt of {len(prompt)} tokens and {sampling.max_tokens} more do not fit in the model's {longest}: "
-                "lower sampling.max_tokens or recipe.chunk_tokens"
+            raise TooLongError(
+                f"a prompt of {len(prompt)} tokens and {sampling.max_tokens} more do not fit in the model's {longest}"
             )
         answer: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
         await self._waiting.put(_Waiting(prompt, sampling, seed, answer))
@@ -146,7 +161,7 @@ class Transformers(Engine):
         settings = GenerationConfig(
             max_new_tokens=max(one.sampling.max_tokens for one in batch),
             do_sample=False,
-            eos_token_id=self._encoder.eos,
+            eos_token_id=self._ends or None,
             pad_token_id=padding,
         )
         noise = LogitsProcessorList([_OwnNoise(batch, longest)])
@@ -158,11 +173,9 @@ class Transformers(Engine):
 
     def _completion(self, one: _Waiting, tokens: list[int]) -> Completion:
         assert self._encoder is not None
-        ended = self._encoder.eos is not None and self._encoder.eos in tokens
-        if ended:
-            tokens = tokens[: tokens.index(self._encoder.eos) + 1]  # type: ignore[arg-type]
-        ended = ended and len(tokens) <= one.sampling.max_tokens
-        tokens = tokens[: one.sampling.max_tokens]
+        end = next((place for place, token in enumerate(tokens) if token in self._ends), None)
+        ended = end is not None and end < one.sampling.max_tokens
+        tokens = tokens[: one.sampling.max_tokens if end is None or not ended else end + 1]
         text, stopped = cut_at_stop(self._encoder.decode(tokens), one.sampling.stop)
         return Completion(text, "stop" if ended or stopped else "length", len(one.prompt), len(tokens))
 

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from megalit.errors import UserError, missing_extra
-from megalit.synthesis.engines.base import Engine, EngineError
+from megalit.synthesis.engines.base import Engine, EngineError, TooLongError
 from megalit.synthesis.engines.local_model import PromptEncoder, model_identity
 from megalit.synthesis.requests import Completion, Finish, Request, Sampling
 
@@ -35,7 +35,9 @@ class Vllm(Engine):
         in_flight: int = 512,
         options: dict[str, Any] | None = None,
     ) -> None:
-        self._name = model
+        if in_flight < 1:
+            raise UserError(f"engine.in_flight is {in_flight}: choose at least 1")
+        self._name = os.path.expanduser(model)  # noqa: PTH111 (a hub name is no path)
         self._revision = revision
         self._chat = chat
         self._parallel = {"tensor_parallel_size": tensor_parallel_size, "data_parallel_size": data_parallel_size}
@@ -48,6 +50,10 @@ class Vllm(Engine):
     @property
     def model(self) -> str:
         return model_identity(self._name, self._revision)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"chat": self._chat, "options": self._options}
 
     def open(self) -> None:
         if self._encoder is None:
@@ -126,10 +132,12 @@ class Vllm(Engine):
             ) from error
         except (ValueError, VLLMClientError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"vLLM takes no such request ({reason}): lower sampling.max_tokens or recipe.chunk_tokens, or raise "
-                "max_model_len in engine.options"
-            ) from error
+            raise TooLongError(f"vLLM takes no such request ({reason})") from error
         out = final.outputs[0]
+        if out.finish_reason not in ("stop", "length", "repetition"):
+            # An engine that goes down hands out what it has.
+            raise EngineError(
+                f"vLLM ended a completion with '{out.finish_reason}': what is finished is kept, try again"
+            )
         finish: Finish = "length" if out.finish_reason == "length" else "stop"
         return Completion(out.text, finish, len(final.prompt_token_ids), len(out.token_ids))

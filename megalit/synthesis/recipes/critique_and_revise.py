@@ -56,7 +56,7 @@ class CritiqueAndRevise(Recipe):
         for number in range(self.rounds):
             pairs = list(zip(parts, drafts, strict=True))
             critiques = yield [
-                ask(review.render(text=part, draft=draft.text), f"critique {number}", n)
+                ask(review.render(text=part, draft=draft.text), f"critique {number}", n, is_text=False)
                 for n, (part, draft) in enumerate(pairs)
             ]
             drafts = yield [

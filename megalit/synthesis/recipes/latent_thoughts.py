@@ -15,6 +15,9 @@ from megalit.synthesis.items import Generated, Item, Kind, Recipe, Rejected, Ste
 from megalit.synthesis.prompts import Prompt, prompt
 from megalit.synthesis.requests import ask
 
+# Characters; more than almost any token has, so that of a long text only a part is looked at.
+_LONGEST_TOKEN = 16
+
 
 @dataclass(frozen=True)
 class LatentThoughts(Recipe):
@@ -58,7 +61,7 @@ class LatentThoughts(Recipe):
         text = source_of(item).text
         places = split_places(text, self.splits)
         if item.index >= len(places):
-            return Rejected("the document is too short for that many splits")
+            return Rejected("the document is too short for that many splits", final=True)
         place = places[item.index]
         prefix = _last(text[:place], self.prefix_tokens, count_tokens)
         suffix = _first(text[place:], self.suffix_tokens, count_tokens)
@@ -87,7 +90,10 @@ def split_places(text: str, count: int) -> list[int]:
 
 def _last(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
     """The longest end of a text, from a word on, that has at most ``limit`` tokens."""
-    if limit is None or count_tokens(text) <= limit:
+    if limit is None:
+        return text
+    text = text[-limit * _LONGEST_TOKEN :]
+    if count_tokens(text) <= limit:
         return text
     low, high = 0, len(text)  # text[high:] fits
     while high - low > 1:
@@ -98,7 +104,10 @@ def _last(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
 
 def _first(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
     """The longest beginning of a text, up to a word's end, that has at most ``limit`` tokens."""
-    if limit is None or count_tokens(text) <= limit:
+    if limit is None:
+        return text
+    text = text[: limit * _LONGEST_TOKEN]
+    if count_tokens(text) <= limit:
         return text
     low, high = 0, len(text)  # text[:low] fits
     while high - low > 1:

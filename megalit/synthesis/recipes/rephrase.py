@@ -6,6 +6,7 @@ The idea and the four styles are those of "Rephrase the Web" (WRAP, arXiv 2401.1
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
@@ -62,6 +63,8 @@ def check_chunk_tokens(chunk_tokens: int | None) -> None:
         raise UserError(f"recipe.chunk_tokens is {chunk_tokens}: choose at least 1, or null")
 
 
+# The generations of a document are asked for one after the other, and all need its parts.
+@lru_cache(maxsize=16)
 def chunks(text: str, chunk_tokens: int | None, count_tokens: TokenCounter) -> list[str]:
     """The parts of a document that are asked for one by one; those without a word are no part."""
     parts = [text] if chunk_tokens is None else split(text, chunk_tokens, count_tokens)
@@ -76,4 +79,4 @@ def rejoin(parts: Sequence[str], completions: Sequence[Completion]) -> str:
 def _spaced(parts: Sequence[str], completions: Sequence[Completion]) -> Iterator[str]:
     for part, completion in zip(parts, completions, strict=True):
         yield completion.text.strip()
-        yield part[len(part.rstrip()) :] or " "
+        yield part[len(part.rstrip()) :]
