@@ -82,9 +82,9 @@ async def direct(folder: Path) -> dict[str, float]:
 
     from megalit.corpus.tables import Corpus
     from megalit.synthesis.engines.local_model import PromptEncoder
-    from megalit.synthesis.generating import Work, document_items, sources
     from megalit.synthesis.recipes import Rephrase
     from megalit.synthesis.requests import Sampling, request_seed
+    from megalit.synthesis.work import Work, document_items, sources
 
     class Named:
         model = "direct"

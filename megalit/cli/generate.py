@@ -20,11 +20,12 @@ from megalit.synthesis import recipes  # noqa: F401 (so that their short names a
 from megalit.synthesis.cleaning import Cleaning
 from megalit.synthesis.compaction import MANIFEST, Compacted, compact
 from megalit.synthesis.engines import Engine
-from megalit.synthesis.generating import Counts, Generator, Shard, Work
+from megalit.synthesis.generating import Generator
 from megalit.synthesis.items import Recipe
 from megalit.synthesis.report import make_report, plot_report, report_lines
 from megalit.synthesis.requests import Sampling
 from megalit.synthesis.status import StatusFile, added_up, read_statuses
+from megalit.synthesis.work import Counts, Shard, Work
 
 # What the generations in a folder are made with; another folder holds those of another recipe or model.
 WORK = "generate.json"

@@ -173,7 +173,8 @@ def _build_stores(
     folder: Path,
 ) -> None:
     # Imported here: it brings torch along, which `megalit corpus` does without.
-    from megalit.streams.building import GenerationSet, build_stores
+    from megalit.streams.building import build_stores
+    from megalit.streams.sources import GenerationSet
 
     sets = [GenerationSet(**generation_set(made)) for made in generations]
     names = [made.name for made in sets]

@@ -10,55 +10,30 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import chain, groupby
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
 from litdata.streaming.writer import BinaryWriter
 
 from megalit.corpus.contamination import Contamination, ContaminationGuard, GuardSettings
-from megalit.corpus.tables import TRAIN, VALIDATION, Corpus, TableWriter
+from megalit.corpus.tables import VALIDATION, Corpus, TableWriter
 from megalit.corpus.tokenizers import Tokenizer, Tokens
 from megalit.errors import UserError
 from megalit.files import new_folder, write_json
 from megalit.streams import store as stores
+from megalit.streams.sources import GenerationSet, Rows, refuse_other_names
+from megalit.streams.sources import sources as sources_of
 from megalit.streams.store import ITEMS, Kind, Manifest, TokenStore
 
 T = TypeVar("T")
 
 # Small beside the memory of any machine; a chunk is put together in memory.
 CHUNK_BYTES = 32 * 1024 * 1024
-Rows = Iterator[list[dict[str, Any]]]
 Progress = Callable[[str, int], None]
-
-
-def real_rows(corpus: Corpus, split: str) -> Rows:
-    """Batches of real documents: the training ones, or those held out."""
-    for batch in corpus.batches(corpus.folder / "documents.parquet", split):
-        yield [{**row, "document_id": row["id"]} for row in batch]
-
-
-def generation_rows(path: Path) -> Rows:
-    """Batches of generations of training documents, from a ``generations.parquet``."""
-    yield from Corpus.batches(path, TRAIN)
-
-
-def thought_rows(corpus: Corpus, path: Path, tokenizer: Tokenizer) -> Rows:
-    """Batches of thoughts of training documents, from a table at ``path``, each with the token offset of its split."""
-    documents = corpus.rows("documents", TRAIN, ["id", "text"])
-    thoughts = (row for batch in Corpus.batches(path, TRAIN) for row in batch)
-    # Thoughts stand in the order of their documents, so one pass over both suffices.
-    for identifier, group in groupby(thoughts, key=lambda row: row["document_id"]):
-        rows = list(group)
-        text = next((document["text"] for document in documents if document["id"] == identifier), None)
-        if text is None:
-            raise UserError(f"{path} holds thoughts for '{identifier}', which is not in {corpus.folder}: check both")
-        offsets = tokenizer.token_offsets(text, [row["character_offset"] for row in rows])
-        yield [{**row, "token_offset": offset} for row, offset in zip(rows, offsets, strict=True)]
 
 
 def build_store(
@@ -184,34 +159,6 @@ def _finish_chunks(writer: BinaryWriter, folder: Path) -> None:
     (folder / "0.index.json").rename(folder / "index.json")
 
 
-@dataclass(frozen=True)
-class GenerationSet:
-    """What one recipe made, as ``megalit generate`` and the preparation of ``fit`` write it.
-
-    Attributes:
-        name: of its store.
-        kind: ``generations``, ``thoughts`` or ``samples``.
-        path: its table.
-        origin: what it was made with; ``identities`` and ``settings`` change when more of it is made.
-    """
-
-    name: str
-    kind: Literal["generations", "thoughts", "samples"]
-    path: Path
-    origin: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A store to be built."""
-
-    name: str
-    kind: Kind
-    rows: Callable[[], Rows]
-    origin: dict[str, Any]
-    optional: bool = False
-
-
 def build_stores(
     corpus: Corpus,
     sets: Iterable[GenerationSet],
@@ -240,8 +187,8 @@ def build_stores(
     if guard is not None:
         source["guard"] = asdict(guard)
     sets = list(sets)
-    sources = list(_sources(corpus, sets, tokenizer, source, output))
-    _refuse_other_names(sources, sets, output)
+    sources = list(sources_of(corpus, sets, tokenizer, source, output))
+    refuse_other_names(sources, sets, output)
     missing = [part for part in sources if not stores.exists(output / part.name)]
     for part in sources:
         if part not in missing:
@@ -274,81 +221,6 @@ def build_stores(
             # What was made from a document that is left out is left out too.
             dropped = _dropped(output / part.name)
     return built
-
-
-def _sources(
-    corpus: Corpus, sets: Iterable[GenerationSet], tokenizer: Tokenizer, origin: dict[str, Any], output: Path
-) -> Iterator[_Source]:
-    yield _Source("real", "real", lambda: real_rows(corpus, TRAIN), origin)
-    if corpus.manifest["documents"][VALIDATION]:
-        yield _Source("validation", "validation", lambda: real_rows(corpus, VALIDATION), origin)
-    if corpus.manifest["generations"]:
-        rows = partial(generation_rows, corpus.folder / "generations.parquet")
-        yield _Source("generations", "generations", rows, origin)
-    for made in sets:
-        if made.kind == "thoughts":
-            rows = partial(thought_rows, corpus, made.path, tokenizer)
-            yield _Source(made.name, "thoughts", rows, {**origin, **made.origin})
-        else:
-            yield from _segments(made, origin, output)
-    if corpus.manifest["thoughts"]:
-        rows = partial(thought_rows, corpus, corpus.folder / "thoughts.parquet", tokenizer)
-        yield _Source("thoughts", "thoughts", rows, origin)
-
-
-def _segments(made: GenerationSet, origin: dict[str, Any], output: Path) -> Iterator[_Source]:
-    """A set of generations as stores: those that are there, and one more for what has come since."""
-    there = [made.name]
-    while stores.exists(output / f"{made.name}.{len(there) + 1:03}"):
-        there.append(f"{made.name}.{len(there) + 1:03}")
-    if not stores.exists(output / made.name):
-        rows = partial(generation_rows, made.path)
-        yield _Source(made.name, made.kind, rows, {**origin, **made.origin})
-        return
-    origins = [stores.read_manifest(output / name).origin for name in there]
-    for name, built in zip(there, origins, strict=True):
-        gone = sorted(set(built.get("settings", {})) - set(made.origin.get("settings", {})))
-        if gone:
-            raise UserError(
-                f"{output / name} holds generations of '{made.name}' that have been made again since: choose another "
-                "folder for the stores"
-            )
-        # What has come since is no other origin.
-        changing: dict[str, Any] = {key: built[key] for key in ("settings", "identities") if key in built}
-        yield _Source(name, made.kind, partial(generation_rows, made.path), {**origin, **made.origin, **changing})
-    if origins[-1].get("identities") != made.origin.get("identities"):
-        rows = partial(_new_rows, made.path, [output / name for name in there])
-        if any(rows()):
-            name = f"{made.name}.{len(there) + 1:03}"
-            yield _Source(name, made.kind, rows, {**origin, **made.origin}, optional=True)
-
-
-def _refuse_other_names(sources: list[_Source], sets: list[GenerationSet], output: Path) -> None:
-    """The same generations under two names would take part twice."""
-    names = {part.name for part in sources}
-    keys = ("recipe", "version", "model")
-    for path in sorted(output.glob("[!.]*/manifest.json")):
-        if path.parent.name in names:
-            continue
-        origin = stores.read_manifest(path.parent).origin
-        for made in sets:
-            if all(origin.get(key) == made.origin.get(key) for key in keys):
-                raise UserError(
-                    f"{path.parent} holds generations of the recipe and model of '{made.name}': move it away, or give "
-                    f"the folder of the generations the name {path.parent.name.split('.')[0]} again"
-                )
-
-
-def _new_rows(path: Path, segments: list[Path]) -> Rows:
-    """Generations that no segment holds."""
-    known: set[tuple[str, int]] = set()
-    for folder in segments:
-        items = pq.read_table(folder / "items.parquet", columns=["document_id", "generation"])
-        known.update(zip(items.column(0).to_pylist(), items.column(1).to_pylist(), strict=True))
-    for batch in generation_rows(path):
-        new = [row for row in batch if (row["document_id"], row["generation"]) not in known]
-        if new:
-            yield new
 
 
 def _dropped(folder: Path) -> set[str]:

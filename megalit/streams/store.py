@@ -29,6 +29,7 @@ ITEMS = pa.schema(
         ("source", pa.string()),
         ("generation", pa.int32()),
         ("recipe", pa.string()),
+        ("settings", pa.string()),
         ("tokens", pa.int64()),
         ("bytes", pa.int64()),
         ("character_offset", pa.int64()),

@@ -15,10 +15,10 @@ import pyarrow as pa
 from megalit.corpus import tables
 from megalit.corpus.tables import TRAIN, Corpus, TableWriter
 from megalit.files import lock, read_json, write_atomic, write_json
-from megalit.synthesis.generating import Work, document_items, sources
 from megalit.synthesis.items import Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Place, Settings
 from megalit.synthesis.ledger import Ledger
+from megalit.synthesis.work import Work, document_items, sources
 
 TABLE = "generations.parquet"
 MANIFEST = "manifest.json"

@@ -6,155 +6,22 @@ What was in flight when a process died is asked for again; what was finished nev
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from megalit.corpus.tables import TRAIN, Corpus
 from megalit.errors import UserError
-from megalit.files import fingerprint
-from megalit.synthesis.cleaning import Cleaning
-from megalit.synthesis.engines import Engine, TooLongError
-from megalit.synthesis.items import Generated, Item, Outcome, Recipe, Rejected, Source
-from megalit.synthesis.journal import Accepted, Completed, Declined, Journal, Record, Settings
-from megalit.synthesis.ledger import Ledger
-from megalit.synthesis.requests import Completion, Request, Sampling, request_key, request_seed
+from megalit.synthesis.attempt import Attempt
+from megalit.synthesis.items import Generated, Item
+from megalit.synthesis.journal import Accepted, Declined, Journal, Settings
+from megalit.synthesis.work import Counts, Shard, Work, document_items, sources
 
 # How often what other shards have written is looked at, in seconds.
 _REFRESH = 30.0
 _TICK = 5.0
 # Samples in a row of which none was accepted, after which a run up to a number of tokens is given up.
 _HOPELESS = 200
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be made, and how.
-
-    Attributes:
-        recipe, engine, sampling, cleaning: who asks, who answers, how, and what is kept.
-        count: generations of each document, or samples where nothing else bounds them.
-        total_tokens: samples are drawn until they have so many tokens; None for ``count`` of them.
-        attempts: tries that a generation has.
-        redo: make again what was made with other settings.
-    """
-
-    recipe: Recipe
-    engine: Engine
-    sampling: Sampling
-    cleaning: Cleaning
-    count: int
-    total_tokens: int | None = None
-    attempts: int = 3
-    redo: bool = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What each row's record names: everything but the recipe, the model and the count."""
-        return {**self._asked_with, "cleaning": asdict(self.cleaning)}
-
-    @property
-    def _asked_with(self) -> dict[str, Any]:
-        return {"sampling": asdict(self.sampling), "engine": self.engine.settings}
-
-    @cached_property
-    def request_settings(self) -> str:
-        """Fingerprint of what changes a completion."""
-        return fingerprint(self._asked_with)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self.settings)
-
-    @cached_property
-    def version(self) -> str:
-        """Of the recipe and its templates."""
-        return self.recipe.version
-
-    @cached_property
-    def model(self) -> str:
-        """Which model and revision."""
-        return self.engine.model
-
-    def identity(self, item: Item) -> str:
-        return item.identity(self.version, self.model)
-
-    def ledger(self) -> Ledger:
-        return Ledger(self.attempts, self.fingerprint, self.redo)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Every ``of``-th document from number ``number`` on."""
-
-    number: int = 0
-    of: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Read ``i/n``.
-
-        Raises:
-            UserError: it is not that, or i is not in [0, n).
-        """
-        number, slash, of = text.partition("/")
-        if not slash or not number.isdecimal() or not of.isdecimal() or not int(number) < int(of):
-            raise UserError(f"shard is '{text}': give i/n with i from 0 to n-1, such as 0/4")
-        return cls(int(number), int(of))
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-
-@dataclass
-class Counts:
-    """How far a shard is.
-
-    Attributes:
-        total: items of the shard; None where samples are drawn up to a number of tokens.
-        before: of them finished before this process began.
-        accepted, given_up: finished by this process.
-        declined: attempts by reason.
-        prompt_tokens, tokens: read and written by the model for this process.
-        began, ended: when the engine was ready and when the last item was done, on the monotonic clock; None before.
-    """
-
-    total: int | None = None
-    before: int = 0
-    accepted: int = 0
-    given_up: int = 0
-    declined: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    tokens: int = 0
-    began: float | None = None
-    ended: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Time at work: loading the engine and shutting it down do not count."""
-        return 0.0 if self.began is None else (self.ended or time.monotonic()) - self.began
-
-    @property
-    def done(self) -> int:
-        return self.before + self.accepted + self.given_up
-
-
-def sources(corpus: Corpus) -> Iterator[Source]:
-    """The training documents, in order: nothing is made from a document that is held out."""
-    for row in corpus.rows("documents", TRAIN, ["id", "content_hash", "text"]):
-        yield Source(row["id"], row["content_hash"], row["text"])
-
-
-def document_items(work: Work, documents: Iterable[Source]) -> Iterator[Item]:
-    """The generations of each document, side by side, so that their common prompt stays in the engine's cache."""
-    indices = work.recipe.indices(work.count)
-    for source in documents:
-        for index in indices:
-            yield Item(source, index)
 
 
 class Generator:
@@ -268,7 +135,7 @@ class Generator:
         identity = work.identity(item)
         known = {key: self._journal.read(place) for key, place in self._ledger.completions(identity).items()}
         for attempt in range(self._ledger.next_attempt(identity), work.attempts):
-            trial = _Attempt(work, self._journal, item, attempt, known)
+            trial = Attempt(work, self._journal, item, attempt, known)
             outcome = await trial.run()
             counts.prompt_tokens += trial.prompt_tokens
             counts.tokens += trial.tokens
@@ -302,111 +169,6 @@ class Generator:
             self._named = True
             await self._journal.append(Settings(self._work.fingerprint, self._work.settings))
         await self._journal.append(record)
-
-
-class _Attempt:
-    """One try at one item.
-
-    Attributes:
-        prompt_tokens, tokens: read and written by the model for it.
-    """
-
-    def __init__(self, work: Work, journal: Journal, item: Item, attempt: int, known: dict[str, Record]) -> None:
-        self._work = work
-        self._journal = journal
-        self._item = item
-        self._attempt = attempt
-        self._known = known
-        self._identity = work.identity(item)
-        self.prompt_tokens = self.tokens = 0
-
-    async def run(self) -> Outcome:
-        """Drive the recipe to its end, then look at what it made."""
-        outcome = await self._drive()
-        if isinstance(outcome, Rejected):
-            return outcome
-        source = self._item.source
-        problem = self._work.cleaning.problem(outcome.text, source.text if source else None)
-        return outcome if problem is None else Rejected(problem)
-
-    async def _drive(self) -> Outcome:
-        steps = self._work.recipe.run(self._item, self._work.engine.count_tokens)
-        try:
-            requests = next(steps)
-            while True:
-                completions = await self._answers(requests)
-                if isinstance(completions, Rejected):
-                    return completions
-                requests = steps.send(completions)
-        except StopIteration as stop:
-            outcome: Outcome = stop.value
-            return outcome
-        finally:
-            steps.close()
-
-    async def _answers(self, requests: Sequence[Request]) -> list[Completion] | Rejected:
-        """The requests' completions, cleaned."""
-        too_long = False
-        try:
-            async with asyncio.TaskGroup() as together:
-                tasks = [together.create_task(self._complete(request)) for request in requests]
-        except* TooLongError:
-            too_long = True
-        if too_long:
-            return Rejected("too long for the model", final=True)
-        completions = []
-        for request, task in zip(requests, tasks, strict=True):
-            completion = task.result()
-            text = self._work.cleaning.clean(completion) if request.is_text else completion.text
-            if isinstance(text, Rejected):
-                return text
-            completions.append(replace(completion, text=text))
-        return completions
-
-    async def _complete(self, request: Request) -> Completion:
-        work = self._work
-        key = request_key(request, self._attempt, work.request_settings)
-        record = self._known.get(key)
-        if isinstance(record, Completed):
-            completion = record.completion
-        else:
-            seed = request_seed(work.sampling.seed, self._identity, self._attempt, request)
-            completion = await work.engine.complete(request, work.sampling, seed)
-            # A lone surrogate, which JSON can spell, is no text.
-            text = completion.text.encode(errors="replace").decode()
-            completion = replace(completion, text=text)
-            await self._journal.append(Completed(of=self._identity, key=key, **vars(completion)))
-        self.prompt_tokens += completion.prompt_tokens
-        self.tokens += completion.tokens
-        return completion
-
-    def accepted(self, generated: Generated) -> Accepted:
-        source = self._item.source
-        return Accepted(
-            of=self._identity,
-            document=source.id if source else None,
-            content_hash=source.content_hash if source else None,
-            index=self._item.index,
-            text=generated.text,
-            offset=generated.character_offset,
-            attempt=self._attempt,
-            seed=self._work.sampling.seed,
-            settings=self._work.fingerprint,
-            prompt_tokens=self.prompt_tokens,
-            tokens=self.tokens,
-        )
-
-    def declined(self, rejected: Rejected) -> Declined:
-        return Declined(
-            of=self._identity,
-            index=self._item.index,
-            attempt=self._attempt,
-            reason=rejected.reason,
-            final=rejected.final,
-            settings=self._work.fingerprint,
-            prompt_tokens=self.prompt_tokens,
-            tokens=self.tokens,
-        )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

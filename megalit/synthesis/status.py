@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megalit.files import write_json
-from megalit.synthesis.generating import Counts, Shard
+from megalit.synthesis.work import Counts, Shard
 
 # A running shard writes this often, in seconds; one that has not for some times as long has died.
 EVERY = 5.0

@@ -15,7 +15,8 @@ from litdata import StreamingDataset
 from megalit.corpus.tables import TRAIN, VALIDATION
 from megalit.errors import UserError
 from megalit.streams import building
-from megalit.streams.building import build_store, real_rows
+from megalit.streams.building import build_store
+from megalit.streams.sources import real_rows
 from megalit.streams.store import DocumentLoader, TokenStore, open_stores
 
 

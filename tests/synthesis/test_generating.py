@@ -15,11 +15,12 @@ from megalit.errors import UserError
 from megalit.synthesis.cleaning import Cleaning
 from megalit.synthesis.compaction import TABLE, Compacted, compact
 from megalit.synthesis.engines import EngineError, Scripted, TooLongError
-from megalit.synthesis.generating import Counts, Generator, Shard, Work
+from megalit.synthesis.generating import Generator
 from megalit.synthesis.items import Recipe
 from megalit.synthesis.journal import Completed, Journal
 from megalit.synthesis.recipes import CritiqueAndRevise, LatentThoughts, Rephrase, TokenNoise, Unconditional
 from megalit.synthesis.requests import Completion, Request, Sampling
+from megalit.synthesis.work import Counts, Shard, Work
 
 
 class Watched(Scripted):

@@ -1,0 +1,158 @@
+"""What the stores of a data set are made of: tables of texts, one for each store.
+
+A set of generations may grow: what has come since its store was built becomes a further store, a segment, because
+stores do not change.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+
+from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
+from megalit.corpus.tokenizers import Tokenizer
+from megalit.errors import UserError
+from megalit.streams import store as stores
+from megalit.streams.store import Kind
+
+Rows = Iterator[list[dict[str, Any]]]
+
+
+def real_rows(corpus: Corpus, split: str) -> Rows:
+    """Batches of real documents: the training ones, or those held out."""
+    for batch in corpus.batches(corpus.folder / "documents.parquet", split):
+        yield [{**row, "document_id": row["id"]} for row in batch]
+
+
+def generation_rows(path: Path) -> Rows:
+    """Batches of generations of training documents, from a ``generations.parquet``."""
+    yield from Corpus.batches(path, TRAIN)
+
+
+def thought_rows(corpus: Corpus, path: Path, tokenizer: Tokenizer) -> Rows:
+    """Batches of thoughts of training documents, from a table at ``path``, each with the token offset of its split."""
+    documents = corpus.rows("documents", TRAIN, ["id", "text"])
+    thoughts = (row for batch in Corpus.batches(path, TRAIN) for row in batch)
+    # Thoughts stand in the order of their documents, so one pass over both suffices.
+    for identifier, group in groupby(thoughts, key=lambda row: row["document_id"]):
+        rows = list(group)
+        text = next((document["text"] for document in documents if document["id"] == identifier), None)
+        if text is None:
+            raise UserError(f"{path} holds thoughts for '{identifier}', which is not in {corpus.folder}: check both")
+        offsets = tokenizer.token_offsets(text, [row["character_offset"] for row in rows])
+        yield [{**row, "token_offset": offset} for row, offset in zip(rows, offsets, strict=True)]
+
+
+@dataclass(frozen=True)
+class GenerationSet:
+    """What one recipe made, as ``megalit generate`` and the preparation of ``fit`` write it.
+
+    Attributes:
+        name: of its store.
+        kind: ``generations``, ``thoughts`` or ``samples``.
+        path: its table.
+        origin: what it was made with; ``identities`` and ``settings`` change when more of it is made.
+    """
+
+    name: str
+    kind: Literal["generations", "thoughts", "samples"]
+    path: Path
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A store to be built."""
+
+    name: str
+    kind: Kind
+    rows: Callable[[], Rows]
+    origin: dict[str, Any]
+    optional: bool = False
+
+
+def sources(
+    corpus: Corpus, sets: Iterable[GenerationSet], tokenizer: Tokenizer, origin: dict[str, Any], output: Path
+) -> Iterator[Source]:
+    yield Source("real", "real", lambda: real_rows(corpus, TRAIN), origin)
+    if corpus.manifest["documents"][VALIDATION]:
+        yield Source("validation", "validation", lambda: real_rows(corpus, VALIDATION), origin)
+    if corpus.manifest["generations"]:
+        rows = partial(generation_rows, corpus.folder / "generations.parquet")
+        yield Source("generations", "generations", rows, origin)
+    for made in sets:
+        if made.kind == "thoughts":
+            rows = partial(thought_rows, corpus, made.path, tokenizer)
+            yield Source(made.name, "thoughts", rows, {**origin, **made.origin})
+        else:
+            yield from _segments(made, origin, output)
+    if corpus.manifest["thoughts"]:
+        rows = partial(thought_rows, corpus, corpus.folder / "thoughts.parquet", tokenizer)
+        yield Source("thoughts", "thoughts", rows, origin)
+
+
+def _segments(made: GenerationSet, origin: dict[str, Any], output: Path) -> Iterator[Source]:
+    """A set of generations as stores: those that are there, and one more for what has come since."""
+    there = [made.name]
+    while stores.exists(output / f"{made.name}.{len(there) + 1:03}"):
+        there.append(f"{made.name}.{len(there) + 1:03}")
+    if not stores.exists(output / made.name):
+        rows = partial(generation_rows, made.path)
+        yield Source(made.name, made.kind, rows, {**origin, **made.origin})
+        return
+    origins = [stores.read_manifest(output / name).origin for name in there]
+    for name, built in zip(there, origins, strict=True):
+        # What has come since is no other origin.
+        changing: dict[str, Any] = {key: built[key] for key in ("settings", "identities") if key in built}
+        yield Source(name, made.kind, partial(generation_rows, made.path), {**origin, **made.origin, **changing})
+    if any(origins[-1].get(key) != made.origin.get(key) for key in ("settings", "identities")):
+        rows = partial(_new_rows, made, [output / name for name in there])
+        if any(rows()):
+            name = f"{made.name}.{len(there) + 1:03}"
+            yield Source(name, made.kind, rows, {**origin, **made.origin}, optional=True)
+
+
+def refuse_other_names(parts: list[Source], sets: list[GenerationSet], output: Path) -> None:
+    """The same generations under two names would take part twice."""
+    names = {part.name for part in parts}
+    keys = ("recipe", "version", "model")
+    for path in sorted(output.glob("[!.]*/manifest.json")):
+        if path.parent.name in names:
+            continue
+        origin = stores.read_manifest(path.parent).origin
+        for made in sets:
+            if all(origin.get(key) == made.origin.get(key) for key in keys):
+                raise UserError(
+                    f"{path.parent} holds generations of the recipe and model of '{made.name}': move it away, or give "
+                    f"the folder of the generations the name {path.parent.name.split('.')[0]} again"
+                )
+
+
+def _new_rows(made: GenerationSet, segments: list[Path]) -> Rows:
+    """Generations that no segment holds.
+
+    Raises:
+        UserError: one that a segment holds has been made again since, with other settings.
+    """
+    known: dict[tuple[str, int], str | None] = {}
+    columns = ["document_id", "generation", "settings"]
+    for folder in segments:
+        items = [column.to_pylist() for column in pq.read_table(folder / "items.parquet", columns=columns).columns]
+        known.update(((document, number), settings) for document, number, settings in zip(*items, strict=True))
+    for batch in generation_rows(made.path):
+        new = []
+        for row in batch:
+            key = (row["document_id"], row["generation"])
+            if key not in known:
+                new.append(row)
+            elif known[key] != row.get("settings"):
+                raise UserError(
+                    f"{segments[0]} holds generations of '{made.name}' that have been made again since: choose another "
+                    "folder for the stores"
+                )
+        if new:
+            yield new
