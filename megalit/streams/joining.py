@@ -177,6 +177,9 @@ def _positions(store: TokenStore, column: str, real: pa.Table) -> Narrow:
     for values in store.column_as_dictionaries(column):
         place = pc.fill_null(pc.index_in(values.dictionary, value_set=known), -1)
         parts.append(place.take(values.indices).to_numpy(zero_copy_only=False).astype(np.int32))
+        # Arrow keeps what it has freed for a while; strings of millions of items outweigh everything else here.
+        del values, place
+        pa.default_memory_pool().release_unused()
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
 
