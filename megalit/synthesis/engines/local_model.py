@@ -1,12 +1,14 @@
 """What the engines that hold a model share: which one it is, its tokenizer, and prompts as token ids."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
+from megalit.synthesis.engines.base import Engine
 from megalit.synthesis.requests import Message, Request
 
 # Of each file so much at either end tells one model from another; weights are too large to be read whole.
@@ -88,6 +90,34 @@ class PromptEncoder:
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+class LocalModel(Engine):
+    """An engine that holds a model: what it is called, and its tokenizer.
+
+    Args:
+        model: folder in the Hugging Face format, or a hub name.
+        revision: of a hub name.
+        chat: render requests with the model's chat template.
+    """
+
+    def __init__(self, model: str, revision: str | None, chat: bool) -> None:
+        self._name = os.path.expanduser(model)  # noqa: PTH111 (a hub name is no path)
+        self._revision = revision
+        self._chat = chat
+        self._encoder: PromptEncoder | None = None
+
+    @property
+    def model(self) -> str:
+        return model_identity(self._name, self._revision)
+
+    def open(self) -> None:
+        if self._encoder is None:
+            self._encoder = PromptEncoder(self._name, self._revision, self._chat)
+
+    def count_tokens(self, text: str) -> int:
+        assert self._encoder is not None
+        return self._encoder.count(text)
 
 
 def plain_text(messages: Sequence[Message]) -> str:

@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from megalit.errors import UserError
-from megalit.synthesis.engines.base import Engine, EngineError, TooLongError
-from megalit.synthesis.engines.local_model import PromptEncoder, cut_at_stop, model_identity
+from megalit.synthesis.engines.base import EngineError, TooLongError
+from megalit.synthesis.engines.local_model import LocalModel, cut_at_stop
 from megalit.synthesis.requests import Completion, Request, Sampling
 
 
@@ -20,7 +19,7 @@ class _Waiting:
     answer: asyncio.Future[Completion]
 
 
-class Transformers(Engine):
+class Transformers(LocalModel):
     """A model of transformers. Requests that wait together are completed as one batch.
 
     Noise is drawn for each request by its own seed (Gumbel-max sampling), so that a text does not depend on which
@@ -46,35 +45,20 @@ class Transformers(Engine):
     ) -> None:
         if batch_size < 1:
             raise UserError(f"engine.batch_size is {batch_size}: choose at least 1")
-        self._name = os.path.expanduser(model)  # noqa: PTH111 (a hub name is no path)
-        self._revision = revision
-        self._chat = chat
+        super().__init__(model, revision, chat)
         self._batch_size = batch_size
         # One batch is computed while the next one is gathered.
         self.in_flight = 2 * batch_size
         self._device = device
         self._dtype = dtype
-        self._encoder: PromptEncoder | None = None
         self._loaded: Any = None
         self._ends: list[int] = []
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
 
     @property
-    def model(self) -> str:
-        return model_identity(self._name, self._revision)
-
-    @property
     def settings(self) -> dict[str, Any]:
         return {"chat": self._chat, "dtype": self._dtype}
-
-    def open(self) -> None:
-        if self._encoder is None:
-            self._encoder = PromptEncoder(self._name, self._revision, self._chat)
-
-    def count_tokens(self, text: str) -> int:
-        assert self._encoder is not None
-        return self._encoder.count(text)
 
     async def __aenter__(self) -> "Transformers":
         import torch

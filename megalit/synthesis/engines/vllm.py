@@ -7,12 +7,12 @@ import os
 from typing import Any
 
 from megalit.errors import UserError, missing_extra
-from megalit.synthesis.engines.base import Engine, EngineError, TooLongError
-from megalit.synthesis.engines.local_model import PromptEncoder, model_identity
+from megalit.synthesis.engines.base import EngineError, TooLongError
+from megalit.synthesis.engines.local_model import LocalModel
 from megalit.synthesis.requests import Completion, Finish, Request, Sampling
 
 
-class Vllm(Engine):
+class Vllm(LocalModel):
     """vLLM's asynchronous engine: each request enters as soon as there is room, and leaves when it is done.
 
     Args:
@@ -37,31 +37,16 @@ class Vllm(Engine):
     ) -> None:
         if in_flight < 1:
             raise UserError(f"engine.in_flight is {in_flight}: choose at least 1")
-        self._name = os.path.expanduser(model)  # noqa: PTH111 (a hub name is no path)
-        self._revision = revision
-        self._chat = chat
+        super().__init__(model, revision, chat)
         self._parallel = {"tensor_parallel_size": tensor_parallel_size, "data_parallel_size": data_parallel_size}
         self.in_flight = in_flight
         self._options = options or {}
         self._engine: Any = None
-        self._encoder: PromptEncoder | None = None
         self._number = itertools.count()
-
-    @property
-    def model(self) -> str:
-        return model_identity(self._name, self._revision)
 
     @property
     def settings(self) -> dict[str, Any]:
         return {"chat": self._chat, "options": self._options}
-
-    def open(self) -> None:
-        if self._encoder is None:
-            self._encoder = PromptEncoder(self._name, self._revision, self._chat)
-
-    def count_tokens(self, text: str) -> int:
-        assert self._encoder is not None
-        return self._encoder.count(text)
 
     async def __aenter__(self) -> "Vllm":
         # Before vLLM is imported, which reads it then.
