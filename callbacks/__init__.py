@@ -3,6 +3,7 @@
 from megalit.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from megalit.callbacks.progress import Progress
 from megalit.callbacks.scaling_law import ScalingLaw
+from megalit.callbacks.self_distillation import SelfDistillation
 from megalit.callbacks.throughput import Throughput
 
-__all__ = ["AtomicCheckpointIO", "Checkpoint", "Progress", "ScalingLaw", "Throughput"]
+__all__ = ["AtomicCheckpointIO", "Checkpoint", "Progress", "ScalingLaw", "SelfDistillation", "Throughput"]

@@ -8,11 +8,11 @@ from typing import Any
 import lightning
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from megalit.errors import UserError
+from megalit.evaluation.checkpoints import checkpoint_folder, newest_checkpoint, read_checkpoint
 from megalit.files import publish, write_atomic
 
 # How often ranks agree on the clock; one small broadcast each time.
@@ -33,12 +33,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Read a checkpoint; one that was written in shards is put together, so that any strategy goes on with it."""
-        if not Path(path).is_dir():
-            checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location or _cpu, weights_only)
-            return checkpoint
-        checkpoint = _load_distributed_checkpoint(Path(path))
-        names = sorted(key for key in checkpoint if key.startswith("optimizer_"))
-        checkpoint["optimizer_states"] = [checkpoint.pop(name) for name in names]
+        if Path(path).is_dir():
+            return read_checkpoint(Path(path))
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location or _cpu, weights_only)
         return checkpoint
 
 
@@ -103,12 +100,12 @@ class Checkpoint(callbacks.Checkpoint):
     @staticmethod
     def folder(run: Path) -> Path:
         """Where a run's checkpoints are."""
-        return run / "checkpoints"
+        return checkpoint_folder(run)
 
     @staticmethod
     def newest(run: Path) -> Path | None:
         """The newest checkpoint of a run, or None. Whatever has its final name is complete."""
-        return max(Checkpoint.folder(run).glob("step-*.ckpt"), default=None)
+        return newest_checkpoint(run)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:

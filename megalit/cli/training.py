@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -66,6 +66,13 @@ PARSING: dict[str, Any] = {
     },
     "parser_kwargs": {"prog": "megalit", "exit_on_error": False},
 }
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """A callback that can tell before a run is begun that it will not work."""
+
+    def check(self, model: Any, plan: Any) -> None: ...
 
 
 def main(verb: str, arguments: Sequence[str]) -> None:
@@ -195,6 +202,9 @@ class TrainingCLI(LightningCLI):
         plan = self.datamodule.plan
         self.model.check_plan(plan)
         self.model.check_trainer(self.trainer)
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Checked):
+                callback.check(self.model, plan)
         if overwrite and self.trainer.is_global_zero:
             # Not before the new run is known to be possible.
             run.clear()

@@ -26,6 +26,8 @@ class TrainingPlan(Protocol):
     def context_length(self) -> int: ...
     @property
     def bos(self) -> int: ...
+    @property
+    def tokenizer(self) -> str: ...
 
 
 class Decoder(lightning.LightningModule):
@@ -41,6 +43,9 @@ class Decoder(lightning.LightningModule):
             attention by document.
         bos: token that a document begins with (default: what the data says).
         regularization: noise in training.
+
+    Attributes:
+        tokenizer: fingerprint of the tokenizer whose tokens it was trained on, where that is known.
 
     Raises:
         UserError: a setting that cannot work, or a vocabulary smaller than the data's.
@@ -66,6 +71,7 @@ class Decoder(lightning.LightningModule):
         self.cross_document_attention = cross_document_attention
         self.bos = bos
         self.regularization = regularization or Regularization()
+        self.tokenizer: str | None = None
         self.micro_batch: int | str | None = None
         self._backend: Backend | None = None
         self._validation: list[MeanMetric] = []
@@ -82,6 +88,7 @@ class Decoder(lightning.LightningModule):
         if plan is not None:
             self.check_plan(plan)
             self.bos = plan.bos if self.bos is None else self.bos
+            self.tokenizer = plan.tokenizer
         self.vocabulary_size = self.vocabulary_size or (plan.vocabulary_size if plan is not None else None)
         if self.vocabulary_size is None:
             raise UserError("the model's vocabulary is not known: set model.vocabulary_size")

@@ -62,6 +62,25 @@ class ZLoss:
         return self.weight * squares.masked_fill(rows["targets"] == IGNORED, 0.0).sum()
 
 
+class Weighted:
+    """A term times a weight that may change from step to step.
+
+    Attributes:
+        weight: a scalar tensor, so that compiled code is not compiled anew when it changes.
+    """
+
+    def __init__(self, term: LossTerm, weight: float) -> None:
+        self.term = term
+        self.weight = torch.tensor(weight)
+
+    @property
+    def name(self) -> str:
+        return self.term.name
+
+    def __call__(self, logits_NV: Tensor, rows: Rows) -> Tensor:
+        return self.weight * self.term(logits_NV, rows)
+
+
 class Head(nn.Linear):
     """The projection to the vocabulary.
 

@@ -4,6 +4,7 @@ Optimization is manual: accumulation over micro-batches happens inside ``trainin
 checkpoint or a preemption never falls between micro-batches and resuming does not depend on them.
 """
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from megalit.errors import UserError
 from megalit.modeling import hugging_face, sharding
 from megalit.modeling.attention import Backend
 from megalit.modeling.decoder import Decoder, TrainingPlan
-from megalit.modeling.head import IGNORED, CrossEntropy, LossTerm, ZLoss
+from megalit.modeling.head import IGNORED, CrossEntropy, LossTerm, Weighted, ZLoss
 from megalit.modeling.micro_batch import find_micro_batch
 from megalit.modeling.optimizers import OptimizerSettings, Schedule, make_optimizer
 from megalit.modeling.shapes import Shape
@@ -106,6 +107,8 @@ class LanguageModel(Decoder):
         self.gradient_checkpointing = gradient_checkpointing
         self.nonfinite = nonfinite
         self.terms: list[LossTerm] = [CrossEntropy()]
+        # What terms need besides the targets, from a micro-batch: ``(windows * length, ...)`` by name.
+        self.row_sources: list[Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = []
         if z_loss:
             self.terms.append(ZLoss(z_loss))
         self._check_settings(z_loss)
@@ -257,13 +260,17 @@ class LanguageModel(Decoder):
     def term_sums(self, batch: dict[str, Tensor]) -> Tensor:
         """Sum of each loss term over the valid targets of a micro-batch, ``(terms,)``."""
         hidden, rows = self.hidden_and_rows(batch)
+        for source in self.row_sources:
+            rows |= source(batch)
         sums: Tensor = self.lm_head(hidden, rows, self.terms)
         return sums
 
     def _by_term(self, sums: Tensor) -> dict[str, Tensor]:
         if len(self.terms) == 1:
             return {}
-        return {f"train/{term.name}": value for term, value in zip(self.terms, sums, strict=True)}
+        weights = [float(term.weight) if isinstance(term, Weighted) else 1.0 for term in self.terms]
+        terms = zip(self.terms, sums, weights, strict=True)
+        return {f"train/{term.name}": value / weight for term, value, weight in terms if weight}
 
     @property
     def _log_every(self) -> int:

@@ -56,6 +56,12 @@ class RunPlan:
     settings: dict[str, Any]
 
     @property
+    def tokenizer(self) -> str:
+        """Fingerprint of the tokenizer that made the stores."""
+        fingerprint: str = self.settings["tokenizer"]
+        return fingerprint
+
+    @property
     def tokens(self) -> int:
         """Tokens that pass through the model, padding included."""
         return self.steps * self.global_batch * self.context_length

@@ -1,0 +1,1 @@
+"""Measuring trained models: losses on validation suites, ensembles, downstream tasks."""

@@ -1,0 +1,5 @@
+"""Fixtures of the callbacks' tests."""
+
+from running import run, small
+
+__all__ = ["run", "small"]
