@@ -202,7 +202,8 @@ class TrainingCLI(LightningCLI):
         plan = self.datamodule.plan
         self.model.check_plan(plan)
         self.model.check_trainer(self.trainer)
-        for callback in self.trainer.callbacks:
+        trainer: Any = self.trainer
+        for callback in trainer.callbacks:
             if isinstance(callback, Checked):
                 callback.check(self.model, plan)
         if overwrite and self.trainer.is_global_zero:

@@ -1,6 +1,6 @@
 """A sharded training run on two CPU processes; started by test_sharding.py.
 
-python sharded_training.py STORES FOLDER STOP_AT
+python sharded_training.py STORES FOLDER STOP_AT [TEACHER]
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from megalit.callbacks import AtomicCheckpointIO, Checkpoint
+from megalit.callbacks import AtomicCheckpointIO, Checkpoint, SelfDistillation
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.shapes import Shape
 from megalit.streams import StitchedStream
@@ -28,7 +28,7 @@ class StopAt(lightning.Callback):
         trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
 
 
-def train(stores: str, folder: Path, stop_at: int, **trainer: Any) -> LanguageModel:
+def train(stores: str, folder: Path, stop_at: int, teacher: str | None = None, **trainer: Any) -> LanguageModel:
     data = StitchedStream(stores=stores, context_length=32, global_batch=4, generations=2, total_tokens=STEPS * 4 * 32)
     model = LanguageModel(Shape(32, 48, 2, 4, 2, qk_norm=True), micro_batch=1, learning_rate=0.01, seed=1)
     settings = {"accelerator": "cpu", "limit_val_batches": 0, "logger": False, "max_epochs": 1, **trainer}
@@ -38,7 +38,7 @@ def train(stores: str, folder: Path, stop_at: int, **trainer: Any) -> LanguageMo
         enable_model_summary=False,
         default_root_dir=folder,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[StopAt(stop_at), Checkpoint()],
+        callbacks=[StopAt(stop_at), Checkpoint(), *([SelfDistillation(teacher)] if teacher else [])],
         **settings,
     )
     run.fit(model, data, ckpt_path=Checkpoint.newest(folder), weights_only=True)
@@ -47,6 +47,6 @@ def train(stores: str, folder: Path, stop_at: int, **trainer: Any) -> LanguageMo
 
 
 if __name__ == "__main__":
-    stores, folder, stop_at = sys.argv[1:]
+    stores, folder, stop_at, *teachers = sys.argv[1:]
     sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
-    train(stores, Path(folder), int(stop_at), devices=2, strategy=sharded)
+    train(stores, Path(folder), int(stop_at), *teachers, devices=2, strategy=sharded)

@@ -23,10 +23,10 @@ from megalit.modeling.shapes import Shape
 SCRIPT = Path(__file__).parent / "sharded_training.py"
 
 
-def shard(data_set: DataSet, folder: Path, stop_at: int) -> "subprocess.Popen[str]":
+def shard(data_set: DataSet, folder: Path, stop_at: int, *teachers: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(data_set.folder), str(folder), str(stop_at)],
+        [sys.executable, str(SCRIPT), str(data_set.folder), str(folder), str(stop_at), *teachers],
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
@@ -82,3 +82,24 @@ def test_what_cannot_be_sharded_is_refused_by_name(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(lightning.LightningModule, "device_mesh", object())
     with pytest.raises(UserError, match="Muon needs whole matrices"):
         muon.configure_optimizers()
+
+
+def test_a_sharded_student_learns_from_a_whole_teacher_what_one_process_learns(
+    data_set: DataSet, tmp_path: Path
+) -> None:
+    stores, teacher = str(data_set.folder), str(tmp_path / "teacher")
+    train(stores, tmp_path / "teacher", STEPS, devices=1)
+    sharded = shard(data_set, tmp_path / "sharded", STEPS, teacher)
+    train(stores, tmp_path / "whole", STEPS, teacher, devices=1)
+    finish(sharded)
+    untaught = weights(tmp_path / "teacher")
+    for name, value in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "sharded")[name], value, atol=2e-5, rtol=1e-3, msg=name)
+    assert any((untaught[name] - value).abs().max() > 1e-3 for name, value in weights(tmp_path / "whole").items())
+
+
+def test_the_average_of_a_sharded_student_is_refused(data_set: DataSet, tmp_path: Path) -> None:
+    process = shard(data_set, tmp_path / "sharded", STEPS, "ema")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "SelfDistillation.teachers is ema and the model is sharded" in said
