@@ -8,15 +8,14 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from megalit.callbacks import AtomicCheckpointIO
 from megalit.cli.commands import parse
 from megalit.cli.console import console
+from megalit.cli.models import load_model
 from megalit.cli.run_folder import CONFIG, RunFolder
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.files import lock
 from megalit.modeling import hugging_face
-from megalit.modeling.language_model import LanguageModel
 from megalit.streams.remote import local_stores
 from megalit.streams.store import open_stores
 
@@ -63,13 +62,3 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             tokenizer.save if tokenizer is not None else lambda folder: None,
         )
     print(output)
-
-
-def load_model(checkpoint: Path) -> LanguageModel:
-    """The model of a checkpoint, whole or sharded, on the CPU."""
-    state = AtomicCheckpointIO().load_checkpoint(checkpoint)
-    model = LanguageModel(**state["hyper_parameters"])
-    model.configure_model()
-    model.on_load_checkpoint(state)
-    model.load_state_dict(state["state_dict"])
-    return model.eval()
