@@ -102,6 +102,11 @@ class Tokenizer:
         """Changes with anything that changes token ids."""
         return fingerprint([self._backend.to_str(), self.bos, self.eos])
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer by itself puts BOS before a text; stores and orderings never leave it to it."""
+        return self._backend.encode("", add_special_tokens=True).ids[:1] == [self.bos]
+
     def save(self, folder: Path) -> None:
         """Write a copy in the Hugging Face format, so that the data set stands on its own."""
         self._loaded.save_pretrained(folder)

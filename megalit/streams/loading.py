@@ -4,7 +4,7 @@ One loader item is one optimizer step's share of a rank, so the order of windows
 the number of ranks nor on workers nor on the micro-batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -30,9 +30,10 @@ class Batch(TypedDict):
 
 
 # A batch travels from a loader process as one tensor, because each tensor costs a file descriptor and a mapping:
-# a window's tokens and its last target, then how many of them were written, then its provenance.
-_WRITTEN, _PROVENANCE = -5, slice(-4, None)
-_COLUMNS = 5
+# a window's tokens and its last target, then how many of its first targets do not count, how many tokens were
+# written, and its provenance.
+_CONTEXT, _WRITTEN, _PROVENANCE = -6, -5, slice(-4, None)
+_COLUMNS = 6
 
 
 def _room(windows: int, context_length: int) -> npt.NDArray[np.int32]:
@@ -42,7 +43,7 @@ def _room(windows: int, context_length: int) -> npt.NDArray[np.int32]:
 def split(packed: torch.Tensor) -> Batch:
     """The batch that a loader's tensor stands for; views of it, where every window is full."""
     rows = packed.numpy()
-    tokens, targets = split_targets(rows[:, :-_COLUMNS], rows[:, _WRITTEN])
+    tokens, targets = split_targets(rows[:, :-_COLUMNS], rows[:, _WRITTEN], rows[:, _CONTEXT])
     return {
         "tokens": torch.from_numpy(tokens),
         "targets": torch.from_numpy(targets),
@@ -61,6 +62,7 @@ class ScheduledWindows(Dataset[torch.Tensor]):
         wanted = np.asarray(samples, dtype=np.int64)
         numbers, ordinals = self._schedule.locate(wanted)
         out = _room(len(wanted), self._streams[0].context_length)
+        out[:, _CONTEXT] = 0
         out[:, -4] = wanted
         out[:, -3] = numbers
         # Mostly one or two groups: a batch spans two epochs of a stream only where one ends.
@@ -89,38 +91,55 @@ class SuiteWindows(Dataset[torch.Tensor]):
         context_length: tokens in a window.
         text_bytes: bytes of UTF-8 text behind them.
         separate: start a window with each document, instead of where the last one ended.
+        stride: slide: each window but the first of its text predicts so many tokens and has all the others that it
+            holds for context, so a token is a target once (default: windows follow each other, without overlap).
 
     Attributes:
         windows: how many there are.
         targets: how many tokens they predict.
+        window_targets: how many each of them predicts, ``(windows,)``.
     """
 
-    def __init__(self, packed: PackedTokens, context_length: int, text_bytes: int, separate: bool) -> None:
+    def __init__(
+        self, packed: PackedTokens, context_length: int, text_bytes: int, separate: bool, stride: int | None = None
+    ) -> None:
         self._packed = packed
-        self._context_length = context_length
+        self.context_length = context_length
         self.text_bytes = text_bytes
         # A document is BOS, text, EOS: three pieces.
         ends = packed.ends[2::3] if separate else packed.ends[-1:]
         begins = np.concatenate([[0], ends[:-1]])
-        counts = -(-(ends - begins - 1) // context_length)
-        self._begin = np.repeat(begins, counts) + context_length * (
-            np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        )
-        self._end = np.minimum(self._begin + context_length + 1, np.repeat(ends, counts))
+        predicted = ends - begins - 1
+        step = stride or context_length
+        counts = 1 + np.maximum(0, -(-(predicted - context_length) // step))
+        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        text = np.repeat(begins, counts)
+        # Targets of a text that were predicted before each window, and when it is done.
+        after = np.minimum(context_length + number * step, np.repeat(predicted, counts))
+        before = np.where(number > 0, context_length + (number - 1) * step, 0)
+        self._begin = text + (before if stride is None else np.maximum(0, after - context_length))
+        self._end = text + after + 1
+        self._context = text + before - self._begin
         self.windows = len(self._begin)
-        self.targets = int((self._end - self._begin - 1).sum())
+        self.window_targets = after - before
+        self.targets = int(self.window_targets.sum())
 
     def __getitem__(self, numbers: Any) -> torch.Tensor:
         wanted = np.asarray(numbers, dtype=np.int64)
-        out = _room(len(wanted), self._context_length)
+        out = _room(len(wanted), self.context_length)
         begins = self._begin[wanted]
         # The padding window is a single token, so it has no target.
         ends = np.where(wanted < 0, begins + 1, self._end[wanted])
         self._packed.fill(out, np.arange(len(wanted)), begins, ends)
+        out[:, _CONTEXT] = self._context[wanted]
         out[:, _WRITTEN] = ends - begins
         out[:, -4] = out[:, -1] = wanted
         out[:, -3:-1] = 0
         return torch.from_numpy(out)
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """These windows, on the CPU."""
+        return split(self[numbers])
 
 
 class GlobalBatchSampler(Sampler[range]):

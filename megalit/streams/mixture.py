@@ -13,11 +13,10 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
-from megalit.streams.joining import MappedTables, join
+from megalit.streams.joining import MappedTables
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe
-from megalit.streams.packing import PackedTokens
-from megalit.streams.pieces import BOS, EOS, Integers, Literals, PieceTables
+from megalit.streams.pieces import Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan, StreamPlan
 from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.related import related_order
@@ -25,6 +24,7 @@ from megalit.streams.remote import local_stores
 from megalit.streams.schedule import BlockSchedule, Mixing, PhasedSchedule, Schedule
 from megalit.streams.store import StoreSet, open_stores
 from megalit.streams.stream import EpochOrder, Stream
+from megalit.streams.suites import suite_of
 
 DocumentOrder = Literal["permuted", "related"]
 
@@ -207,15 +207,8 @@ class Mixture:
     def _suites(self, stores: StoreSet) -> dict[str, SuiteWindows]:
         if stores.validation is None:
             return {}
-        alone = StoreSet(stores.folder, stores.validation, None, (), None, (), None)
-        manifest = stores.validation.manifest
-        tables = join(alone, Literals(manifest.bos, manifest.eos))
-        rows = np.full((tables.documents, 3), EOS, dtype=np.int32)
-        rows[:, 0] = BOS
-        rows[:, 1] = tables.real.rows()
-        packed = PackedTokens.of(tables.table, rows.ravel())
         settings = self.settings
-        return {"iid": SuiteWindows(packed, settings.context_length, manifest.bytes, settings.separate_validation)}
+        return {"iid": suite_of(stores.validation, settings.context_length, settings.separate_validation)}
 
     def _steps(self, components: Sequence[Component], phases: Sequence[Fraction], real_tokens: int) -> int:
         settings = self.settings

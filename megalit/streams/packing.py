@@ -109,18 +109,23 @@ class PackedTokens:
 
 
 def split_targets(
-    windows: npt.NDArray[np.int32], written: Integers
+    windows: npt.NDArray[np.int32], written: Integers, context: Integers | None = None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Tokens and targets, both ``(windows, context_length)``, of filled windows ``(windows, context_length + 1)``.
 
-    Both are views where every window is full. Where one is not, its rest is padding and no target.
+    Both are views where every window is full and whole. Where one is not, its rest is padding and no target, and
+    neither are its first ``context`` targets, which an earlier window has.
     """
     size = windows.shape[1]
-    short = np.flatnonzero(written < size)
-    if not len(short):
+    cut = written < size
+    if context is not None:
+        cut |= context > 0
+    if not cut.any():
         return windows[:, :-1], windows[:, 1:]
     targets = windows[:, 1:].copy()
-    for window in short:
+    for window in np.flatnonzero(cut):
         windows[window, written[window] :] = windows[window, 0]
         targets[window, written[window] - 1 :] = IGNORED
+        if context is not None:
+            targets[window, : context[window]] = IGNORED
     return windows[:, :-1], targets

@@ -1,0 +1,118 @@
+"""Models that were trained: from a run's folder, one of its checkpoints, or a folder that was exported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from megalit.callbacks import AtomicCheckpointIO
+from megalit.cli.run_folder import CONFIG, RunFolder
+from megalit.corpus.tokenizers import Tokenizer
+from megalit.errors import UserError
+from megalit.files import read_json
+from megalit.modeling.language_model import LanguageModel
+from megalit.streams.remote import local_stores
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model and what measuring it needs to know.
+
+    Attributes:
+        folder: of the run, or of the exported model.
+        checkpoint: the name of the file or folder that the weights came from.
+        model: on the CPU.
+        context_length: tokens in the windows that it was trained on.
+        precision: that it was trained in (Lightning's name).
+        tokenizer: fingerprint of its tokenizer, or None where that is not known.
+        tokenizer_folder: where its tokenizer lies, or None.
+        stores: folder or URL of the token stores that it was trained on, or None.
+        separate: whether its validation documents each start a window.
+    """
+
+    folder: Path
+    checkpoint: str
+    model: LanguageModel
+    context_length: int
+    precision: str
+    tokenizer: str | None
+    tokenizer_folder: Path | None
+    stores: str | None
+    separate: bool
+
+
+def open_model(path: Path) -> TrainedModel:
+    """Load a trained model: the newest checkpoint of a run's folder, a checkpoint, or an exported folder.
+
+    Raises:
+        UserError: none of these is there.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: name a run's folder, a checkpoint or an exported model")
+    if (path / "config.json").exists():
+        return _exported(path)
+    run, checkpoint = path, RunFolder(path).newest_checkpoint if path.is_dir() else None
+    if path.name.startswith("step-") and path.suffix == ".ckpt":
+        run, checkpoint = path.parent.parent, path
+    if checkpoint is None or not (run / CONFIG).exists():
+        raise UserError(f"{path} holds neither a checkpoint nor an exported model: train one with `megalit fit`")
+    return _of_run(run, checkpoint)
+
+
+def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
+    state = _read(checkpoint)
+    config: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text())
+    data = config["data"]["init_args"]
+    plan: dict[str, Any] = next(
+        value["plan"] for value in state.values() if isinstance(value, dict) and {"plan", "fingerprint"} <= value.keys()
+    )
+    precision = str(config["trainer"].get("precision") or "32-true")
+    tokenizer = local_stores(data["stores"]) / "tokenizer" if data.get("stores") else None
+    return TrainedModel(
+        folder=run,
+        checkpoint=checkpoint.name,
+        model=_built(state, precision),
+        context_length=int(plan["context_length"]),
+        precision=precision,
+        tokenizer=plan["settings"]["tokenizer"],
+        tokenizer_folder=tokenizer if tokenizer is not None and tokenizer.exists() else None,
+        stores=data.get("stores"),
+        separate=bool(data.get("separate_validation")),
+    )
+
+
+def _exported(folder: Path) -> TrainedModel:
+    model = LanguageModel(weights=str(folder))
+    model.configure_model()
+    has_tokenizer = (folder / "tokenizer.json").exists()
+    return TrainedModel(
+        folder=folder,
+        checkpoint="model.safetensors",
+        model=model.eval(),
+        context_length=int(read_json(folder / "config.json")["max_position_embeddings"]),
+        precision="32-true",
+        tokenizer=Tokenizer(str(folder.resolve())).fingerprint if has_tokenizer else None,
+        tokenizer_folder=folder.resolve() if has_tokenizer else None,
+        stores=None,
+        separate=False,
+    )
+
+
+def load_model(checkpoint: Path) -> LanguageModel:
+    """The model of a checkpoint, whole or sharded, on the CPU."""
+    return _built(_read(checkpoint))
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    return AtomicCheckpointIO().load_checkpoint(checkpoint)
+
+
+def _built(state: dict[str, Any], precision: str = "32-true") -> LanguageModel:
+    model = LanguageModel(**state["hyper_parameters"])
+    model.configure_model()
+    model.on_load_checkpoint(state)
+    model.load_state_dict(state["state_dict"])
+    # Without autocast the weights' own type is that of the computation.
+    return model.to(torch.bfloat16 if precision == "bf16-true" else torch.float32).eval()
