@@ -5,7 +5,7 @@ Shape suffixes: M members, N positions that have a target, V vocabulary.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from megalit.errors import UserError
 from megalit.modeling.decoder import Decoder
+from megalit.modeling.distillation import Average
 from megalit.modeling.head import CHUNK_LOGITS, IGNORED
 
 Losses = npt.NDArray[np.float32]
-Average = Literal["probabilities", "logits"]
 
 
 class Suite(Protocol):
