@@ -10,12 +10,7 @@ import yaml
 
 from megalit.cli.commands import parse
 from megalit.cli.console import console
-<<<<<<< HEAD
 from megalit.cli.run_folder import CONFIG
-=======
-from megalit.cli.models import load_model
-from megalit.cli.run_folder import CONFIG, RunFolder
->>>>>>> a09f01c
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.evaluation.checkpoints import load_model, newest_checkpoint
