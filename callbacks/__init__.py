@@ -1,9 +1,10 @@
 """Lightning callbacks. They know nothing of each other; each is usable with any Trainer."""
 
 from megalit.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from megalit.callbacks.ensemble import Ensemble
 from megalit.callbacks.progress import Progress
 from megalit.callbacks.scaling_law import ScalingLaw
 from megalit.callbacks.self_distillation import SelfDistillation
 from megalit.callbacks.throughput import Throughput
 
-__all__ = ["AtomicCheckpointIO", "Checkpoint", "Progress", "ScalingLaw", "SelfDistillation", "Throughput"]
+__all__ = ["AtomicCheckpointIO", "Checkpoint", "Ensemble", "Progress", "ScalingLaw", "SelfDistillation", "Throughput"]

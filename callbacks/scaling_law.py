@@ -53,11 +53,10 @@ class ScalingLaw(lightning.Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        prefix = "validation/"
         losses = {
-            name.removeprefix(prefix): float(value)
+            name.removeprefix("validation/"): float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.startswith(prefix)
+            if name.startswith(("validation/", "ensemble/"))
         }
         self._add(CurvePoint(trainer.global_step, self._tokens(trainer), losses))
         self.write(trainer, pl_module)
@@ -92,7 +91,9 @@ class ScalingLaw(lightning.Callback):
                     "bits_per_byte": bits_per_byte(loss, data.suites[suite].targets, data.suites[suite].text_bytes),
                 }
                 for suite, loss in latest.items()
+                if suite in data.suites
             },
+            ensemble=_by_members(latest),
             wall_seconds=self._seconds(),
             environment=environment(_devices(trainer)) | {"peak_flops": peak_flops(_devices(trainer))},
             seeds={"model": model.seed or 0, "data": data.seed or 0},
@@ -128,6 +129,16 @@ class ScalingLaw(lightning.Callback):
     def _tokens(trainer: lightning.Trainer) -> int:
         plan = trainer.datamodule.plan  # type: ignore[attr-defined]
         return trainer.global_step * plan.global_batch * plan.context_length
+
+
+def _by_members(losses: dict[str, float]) -> dict[str, list[float]]:
+    """What :class:`~megalit.callbacks.Ensemble` has logged, as ``ensemble/SUITE/K``: K = 1 … n by suite."""
+    curves: dict[str, dict[int, float]] = {}
+    for name, loss in losses.items():
+        if name.startswith("ensemble/"):
+            suite, members = name.removeprefix("ensemble/").rsplit("/", 1)
+            curves.setdefault(suite, {})[int(members)] = loss
+    return {suite: [curve[members] for members in sorted(curve)] for suite, curve in curves.items()}
 
 
 def _devices(trainer: lightning.Trainer) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megalit.errors import UserError
 from megalit.modeling.decoder import Decoder
-from megalit.modeling.distillation import Average
+from megalit.modeling.distillation import Average as Average
 from megalit.modeling.head import CHUNK_LOGITS, IGNORED
 
 Losses = npt.NDArray[np.float32]
@@ -29,6 +29,7 @@ class Suite(Protocol):
         targets: how many tokens they predict.
         window_targets: how many each of them predicts, ``(windows,)``.
         text_bytes: bytes of UTF-8 text behind them.
+        fingerprint: changes with any token of any window.
     """
 
     context_length: int
@@ -36,6 +37,9 @@ class Suite(Protocol):
     targets: int
     window_targets: npt.NDArray[np.int64]
     text_bytes: int
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def batch(self, numbers: Sequence[int]) -> Any:
         """``tokens`` and ``targets`` of these windows, ``(windows, context_length)``; window -1 has no target."""

@@ -204,15 +204,22 @@ class Decoder(lightning.LightningModule):
         for metric in self._validation:
             metric.update(0.0, 0.0)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch of one validation suite to that suite's mean loss over tokens."""
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Add a batch of one validation suite to that suite's mean loss over tokens.
+
+        Returns:
+            The loss of each target, float32, ``(windows, length)``, 0 where it does not count.
+        """
         metric = self._validation[dataloader_idx]
+        losses = []
         try:
             for micro_batch, _ in self.micro_batches(batch):
                 hidden, rows = self.hidden_and_rows(micro_batch)
-                metric.update(self.lm_head(hidden, rows), (rows["targets"] != IGNORED).float())
+                losses.append(self.lm_head(hidden, rows))
+                metric.update(losses[-1], (rows["targets"] != IGNORED).float())
         except torch.OutOfMemoryError as error:
             raise self.out_of_memory(batch) from error
+        return torch.cat(losses).view_as(batch["targets"])
 
     def on_validation_epoch_end(self) -> None:
         names = list(getattr(getattr(self.trainer, "datamodule", None), "suites", {}))

@@ -39,6 +39,8 @@ class RunRecord:
         synthetic_share: true share of synthetic tokens in the run.
         flops: floating-point operations of training so far.
         losses: the last value of each validation suite: nats per token and bits per byte.
+        ensemble: by suite, the loss of the average of this model with K - 1 members, for K = 1 … n, where it has an
+            :class:`~megalit.callbacks.Ensemble`.
         training_curve, validation_curve: losses over the run.
         wall_seconds: time spent in training and validation, all starts together.
         environment: hardware, versions, git commit.
@@ -58,6 +60,7 @@ class RunRecord:
     wall_seconds: float
     environment: dict[str, Any]
     seeds: dict[str, int]
+    ensemble: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
     training_curve: list[CurvePoint] = field(default_factory=list)
     validation_curve: list[CurvePoint] = field(default_factory=list)

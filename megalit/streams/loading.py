@@ -4,6 +4,7 @@ One loader item is one optimizer step's share of a rank, so the order of windows
 the number of ranks nor on workers nor on the micro-batch.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
@@ -34,6 +35,9 @@ class Batch(TypedDict):
 # written, and its provenance.
 _CONTEXT, _WRITTEN, _PROVENANCE = -6, -5, slice(-4, None)
 _COLUMNS = 6
+
+# Windows of a suite that are hashed at a time.
+_HASHED_WINDOWS = 256
 
 
 def _room(windows: int, context_length: int) -> npt.NDArray[np.int32]:
@@ -104,6 +108,7 @@ class SuiteWindows(Dataset[torch.Tensor]):
         self, packed: PackedTokens, context_length: int, text_bytes: int, separate: bool, stride: int | None = None
     ) -> None:
         self._packed = packed
+        self._fingerprint: str | None = None
         self.context_length = context_length
         self.text_bytes = text_bytes
         # A document is BOS, text, EOS: three pieces.
@@ -136,6 +141,18 @@ class SuiteWindows(Dataset[torch.Tensor]):
         out[:, -4] = out[:, -1] = wanted
         out[:, -3:-1] = 0
         return torch.from_numpy(out)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any token of any window, and with what counts as a target."""
+        if self._fingerprint is None:
+            hashed = hashlib.blake2b(digest_size=8)
+            for first in range(0, self.windows, _HASHED_WINDOWS):
+                numbers = range(first, min(first + _HASHED_WINDOWS, self.windows))
+                for name in ("tokens", "targets"):
+                    hashed.update(self.batch(numbers)[name].numpy().tobytes())
+            self._fingerprint = hashed.hexdigest()
+        return self._fingerprint
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """These windows, on the CPU."""
