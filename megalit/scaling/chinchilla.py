@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from megalit.errors import UserError
 from megalit.scaling.engines import Objective, Solution, multi_start, project, variable_projection
@@ -135,7 +136,8 @@ def fit_chinchilla(
     coefficients = dict(zip(names, _outer(solution.coefficients, centre, tied), strict=True))
     law = Chinchilla(**{"beta": coefficients["alpha"], **coefficients})
     fit = LawFit(law, coefficients, solution.objective, len(observed), _ranges(at), draws=draws)
-    return _with_remarks(fit, law.predict(at["N"], at["D"]), observed)
+    rivals = [_outer(rival.coefficients, centre, tied) for rival in solution.rivals]
+    return _with_remarks(fit, law.predict(at["N"], at["D"]), observed, rivals)
 
 
 def _solve(logarithms: Array, losses: Array, objective: Objective, tied: bool, engine: Engine) -> Solution:
@@ -210,7 +212,7 @@ def fit_data_constrained(
         raise UserError(f"the base law {base} is flat in parameters or tokens: fit it to runs that differ in both")
     objective = Objective(huber, logarithmic=True)
 
-    def solve(rows: Array, starts: Any) -> Solution:
+    def solve(rows: npt.NDArray[np.int64], starts: Any) -> Solution:
         where = {name: values[rows] for name, values in at.items()}
 
         def predicted(logarithms: Array) -> Array:
@@ -237,7 +239,8 @@ def fit_data_constrained(
     coefficients = dict(zip(("R_D", "R_N"), np.exp(solution.coefficients).tolist(), strict=True))
     law = DataConstrained(base, **coefficients)
     fit = LawFit(law, coefficients, solution.objective, len(observed), _ranges(at), draws=draws)
-    return _with_remarks(fit, np.asarray(law.predict(at["N"], at["D"], at["U"])), observed)
+    rivals = [np.exp(rival.coefficients).tolist() for rival in solution.rivals]
+    return _with_remarks(fit, np.asarray(law.predict(at["N"], at["D"], at["U"])), observed, rivals)
 
 
 # What is to be said ----------------------------------------------------------------------------------------
@@ -247,8 +250,12 @@ def _ranges(at: dict[str, Array]) -> dict[str, Interval]:
     return {name: (float(values.min()), float(values.max())) for name, values in at.items()}
 
 
-def _with_remarks(fit: LawFit, predicted: Array, losses: Array) -> LawFit:
+def _with_remarks(fit: LawFit, predicted: Array, losses: Array, rivals: Sequence[Sequence[float]]) -> LawFit:
     said = []
+    if rivals:
+        columns = zip(fit.coefficients, zip(fit.coefficients.values(), *rivals, strict=True), strict=True)
+        ranges = ", ".join(f"{name} {min(values):.4g} to {max(values):.4g}" for name, values in columns)
+        said.append(f"several minima are within 1% as good: {ranges}")
     if fit.points <= 2 * len(fit.coefficients):
         said.append(f"{fit.points} points for {len(fit.coefficients)} coefficients: predictions are safer than these")
     typical = float(np.median(np.abs(np.log(predicted / losses))))
@@ -264,8 +271,7 @@ def _with_remarks(fit: LawFit, predicted: Array, losses: Array) -> LawFit:
             said.append(f"flat direction: {name} is bounded only from below (95%: {low:.3g} and more)")
         elif high > 3 * max(low, 1e-300):
             said.append(f"flat direction: {name} is hardly determined (95%: {low:.3g} to {high:.3g})")
-    values = {**vars(fit), "remarks": tuple(said)}
-    return LawFit(**{name: values[name] for name in fit.__dataclass_fields__})
+    return replace(fit, remarks=tuple(said))
 
 
 def _bound(name: str, value: float) -> list[str]:

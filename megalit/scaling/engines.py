@@ -5,7 +5,7 @@ the exponents, because for given exponents a sum of powers is linear in everythi
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -55,10 +55,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class Solution:
-    """Coefficients and the objective that they reach."""
+    """Coefficients, the objective that they reach, and other local minima that are within 1% as good."""
 
     coefficients: Array
     objective: float
+    rivals: tuple["Solution", ...] = ()
 
 
 def multi_start(
@@ -77,7 +78,7 @@ def multi_start(
         UserError: no start leads anywhere, because the losses or coordinates are of no usable size.
     """
     descend = _squares if objective.huber is None else _lbfgs
-    best: Solution | None = None
+    found: list[Solution] = []
     with np.errstate(all="ignore"):
         for start in starts:
             inside = np.clip(np.asarray(start, dtype=np.float64), lower, upper)
@@ -85,11 +86,21 @@ def multi_start(
                 continue
             coefficients = descend(model, losses, objective, inside, (lower, upper))
             value = objective.value(objective.residuals(model(coefficients)[0], losses))
-            if np.isfinite(value) and (best is None or value < best.objective):
-                best = Solution(coefficients, value)
-    if best is None:
+            if np.isfinite(value):
+                found.append(Solution(coefficients, value))
+    if not found:
         raise UserError("the law cannot be computed at these points: check the units of their coordinates and losses")
-    return best
+    different: list[Solution] = []
+    for solution in sorted(found, key=lambda solution: solution.objective):
+        close = not different or solution.objective <= 1.01 * different[0].objective
+        if close and all(_distance(solution, other) > 0.05 for other in different):
+            different.append(solution)
+    return replace(different[0], rivals=tuple(different[1:]))
+
+
+def _distance(one: Solution, other: Solution) -> float:
+    size = 1 + np.abs(one.coefficients)
+    return float(np.max(np.abs(one.coefficients - other.coefficients) / size))
 
 
 def _squares(model: Model, losses: Array, objective: Objective, start: Array, bounds: Any) -> Array:

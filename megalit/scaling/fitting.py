@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -151,8 +151,7 @@ def fit_power_law(
 
 def with_remarks(fit: PowerLawFit) -> PowerLawFit:
     """The same fit with its remarks made anew."""
-    values = {**vars(fit), "remarks": tuple(_remarks(fit))}
-    return PowerLawFit(**{name: values[name] for name in fit.__dataclass_fields__})
+    return replace(fit, remarks=tuple(_remarks(fit)))
 
 
 def checked_points(

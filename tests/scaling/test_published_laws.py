@@ -1,18 +1,22 @@
 """Fits and predictions against numbers that others have published.
 
-The tables stand here with their source. The two large ones do not: name them in ``MEGALIT_CHINCHILLA_CSV``
-(``data/svg_extracted_data.csv`` of epoch-research/analyzing-chinchilla) and ``MEGALIT_DATA_CONSTRAINED_CSV`` (columns N,
-D, U, loss: the points of ``utils/parametric_fit.ipynb`` of huggingface/datablations) to fit them, too.
+The tables stand here with their source. The two large ones do not; to fit them, too, name them in
+
+- ``MEGALIT_CHINCHILLA_CSV``: ``data/svg_extracted_data.csv`` of epoch-research/analyzing-chinchilla;
+- ``MEGALIT_DATA_CONSTRAINED_CSV``: columns N, D, U (numbers, not billions) and loss, the 182 lines that the cell under
+  "Custom data loading with outliers removed" prints in ``utils/parametric_fit.ipynb`` of huggingface/datablations.
 """
 
 import csv
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megalit.scaling.chinchilla import LawFit, fit_chinchilla, fit_data_constrained
 from megalit.scaling.data_efficiency import data_efficiency, interpolated_data_efficiency
+from megalit.scaling.engines import Objective
 from megalit.scaling.fitting import PowerLawFit, fit_power_law
 from megalit.scaling.joint import joint_asymptote
 from megalit.scaling.laws import MUENNIGHOFF, Chinchilla, PowerLaw
@@ -147,7 +151,16 @@ def test_the_law_of_repeated_epochs_on_its_own_points() -> None:
     fit = fit_data_constrained(
         columns["N"], columns["D"], columns["U"], columns["loss"], base=MUENNIGHOFF.base, bootstrap=60
     )
-    assert fit.objective == pytest.approx(0.01582594, abs=5e-9)
-    assert fit.coefficients["R_D"] == pytest.approx(15.387756, rel=1e-3)
-    assert fit.coefficients["R_N"] == pytest.approx(5.309743, rel=1e-3)
-    assert any("flat direction: R_D" in remark for remark in fit.remarks)
+    # The published coefficients are one of several minima, and not the lowest.
+    assert fit.objective <= 0.01582594
+    assert fit.objective == pytest.approx(0.01582594, rel=2e-3)
+    assert any("good: R_D 15.37 to" in remark and remark.endswith("to 5.315") for remark in fit.remarks)
+    assert any("flat direction: R_D is bounded only from below" in remark for remark in fit.remarks)
+
+
+def test_the_published_objective_of_repeated_epochs() -> None:
+    rows = table("MEGALIT_DATA_CONSTRAINED_CSV")
+    N, D, U, losses = (np.array([float(row[name]) for row in rows]) for name in ("N", "D", "U", "loss"))
+    objective = Objective(1e-3, logarithmic=True)
+    residuals = objective.residuals(MUENNIGHOFF.predict(N, D, U), losses)
+    assert objective.value(residuals) == pytest.approx(0.01582594, abs=5e-9)
