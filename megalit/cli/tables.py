@@ -1,5 +1,7 @@
 """The tables that ``fit`` prints: the plan before, the result after."""
 
+from typing import Any
+
 from rich.table import Table
 
 from megalit.scaling.records import RunRecord
@@ -27,6 +29,47 @@ def plan_table(plan: RunPlan) -> Table:
     )
     table.caption_justify = "left"
     return table
+
+
+def ensemble_tables(result: dict[str, Any]) -> list[Table]:
+    """Loss of the average of the first K members of an ensemble, a table for each suite (see ``megalit ensemble``)."""
+    return [_ensemble_table(name, suite, result["members"]) for name, suite in result["suites"].items()]
+
+
+def _ensemble_table(name: str, suite: dict[str, Any], members: list[str]) -> Table:
+    averages: dict[str, list[float]] = suite["averages"]
+    table = Table(title=f"{name}: nats per token over {suite['targets']:,} tokens", title_justify="left")
+    table.add_column("K", justify="right")
+    table.add_column("member")
+    table.add_column("alone", justify="right")
+    for kind in averages:
+        table.add_column(f"average of {kind}", justify="right")
+    for number, member in enumerate(members):
+        losses = [f"{curve[number]:.4f}" for curve in averages.values()]
+        table.add_row(str(number + 1), member, f"{suite['alone'][number]:.4f}", *losses)
+    said = []
+    for kind, law in suite["laws"].items():
+        if law is not None:
+            interval = law["intervals_95"].get("C")
+            within = f" (95%: {_ends(interval)})" if interval else ""
+            remarks = "".join(f"; {remark}" for remark in law["remarks"])
+            said.append(f"{kind}, K to infinity: {law['coefficients']['C']:.4f}{within}{remarks}")
+    if suite["selection"] is not None:
+        chosen = suite["selection"]
+        weights = ", ".join(f"{weight:.2f}" for weight in chosen["weights"])
+        picked = ", ".join(str(number + 1) for number in chosen["members"])
+        said.append(
+            f"chosen on half of the windows, measured on the others: all members {chosen['equal']:.4f}, weights "
+            f"({weights}) {chosen['weighted']:.4f}, members {picked} alone {chosen['selected']:.4f}"
+        )
+    said.append(f"the lower average: {suite['best_average']}")
+    table.caption, table.caption_justify = "\n".join(said), "left"
+    return table
+
+
+def _ends(interval: list[float | None]) -> str:
+    low, high = (f"{end:.4f}" if end is not None else "unbounded" for end in interval)
+    return f"{low} to {high}"
 
 
 def result_table(record: RunRecord) -> Table:

@@ -106,6 +106,7 @@ def quiet() -> None:
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     for pattern in (
         ".*LightningCLI's args parameter.*",  # the verbs call it so on purpose
+        ".*`srun` command is available on your system.*",  # `megalit slurm` uses it
         ".*does not have many workers.*",  # windows are slices of mapped files
         ".*isinstance.*LeafSpec.*",
         ".*GPU available but not used.*",

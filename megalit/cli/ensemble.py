@@ -1,0 +1,219 @@
+"""``megalit ensemble``: members that differ in their seeds, and what their average is worth."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megalit.cli.commands import parse
+from megalit.cli.console import Step, console
+from megalit.cli.evaluate import gather
+from megalit.cli.fit_config import fit_config
+from megalit.cli.models import TrainedModel, open_model
+from megalit.cli.run_folder import RunFolder
+from megalit.cli.suites import Cutting, suite_store
+from megalit.cli.tables import ensemble_tables
+from megalit.errors import UserError
+from megalit.evaluation.ensembles import kept_losses, logit_curve, losses_file, probability_curve, select
+from megalit.evaluation.losses import check_vocabularies, token_losses
+from megalit.files import write_json
+from megalit.scaling.fitting import fit_power_law
+from megalit.streams.loading import SuiteWindows
+
+FILE = "ensemble.json"
+
+HELP = """
+All other arguments are those of `megalit fit`; its --run is the folder of the ensemble, with a run of its own for each
+member. The same command goes on where it was stopped, and with more --members trains those that are missing.
+  megalit ensemble --members 5 --config configs/quickstart.yaml --run runs/five
+  megalit ensemble --members 5 --chain previous --config configs/quickstart.yaml --run runs/chain
+  megalit ensemble --runs runs/a runs/b --output average.json                  (runs that are finished)
+  megalit ensemble --runs runs/a/checkpoints/step-*.ckpt --output average.json (snapshots of one run)
+"""
+
+
+@dataclass(frozen=True)
+class EnsembleCommand:
+    """Train members that differ in model and data seed, and measure the average of the first K of them.
+
+    Attributes:
+        members: how many.
+        runs: finished runs, checkpoints or exported models to measure instead of training.
+        only: train this member alone (counted from 0), as one task of a job array does, and measure nothing.
+        chain: each member also distils from the one before it (`previous`) or from all before it (`all`).
+        chain_weight: share of the distillation in the loss.
+        chain_temperature: of the distillation.
+        suites: validation suites by name: a store, a folder of stores, or null for the run's held-out documents.
+        logits: measure averages of raw logits, too; all members are in memory at once.
+        batch: windows in a pass.
+        device: `auto`, or torch's name for one.
+        output: file of the result (default: `ensemble.json` in the ensemble's folder).
+    """
+
+    members: int = 5
+    runs: list[str] = field(default_factory=list)
+    only: int | None = None
+    chain: Literal["previous", "all"] | None = None
+    chain_weight: float = 0.5
+    chain_temperature: float = 1.0
+    suites: dict[str, str | None] = field(default_factory=lambda: {"iid": None})
+    logits: bool = True
+    batch: int = 8
+    device: str = "auto"
+    output: str | None = None
+
+
+def main(verb: str, arguments: Sequence[str]) -> None:
+    """``megalit ensemble``."""
+    own, of_fit = _split(arguments)
+    command = parse(verb, EnsembleCommand, gather(own, "--runs"), HELP)
+    if command.runs:
+        if of_fit:
+            raise UserError(f"{of_fit[0]} is given beside --runs, which trains nothing: leave one of them out")
+        if command.output is None:
+            raise UserError("runs that are there already have no folder in common: name a file with --output")
+        measure([Path(run) for run in command.runs], command, Path(command.output))
+        return
+    if command.members < 1:
+        raise UserError(f"members is {command.members}: choose at least 1")
+    if command.only is not None and not 0 <= command.only < command.members:
+        raise UserError(f"only is {command.only} and members are counted from 0 to {command.members - 1}: choose one")
+    config = fit_config(of_fit)
+    folder = Path(config["run"])
+    members = [folder / f"member-{number}" for number in range(command.members)]
+    chosen = range(command.members) if command.only is None else [command.only]
+    for number in chosen:
+        _train(number, members, of_fit, config, command)
+    if command.only is None:
+        measure(members, command, Path(command.output) if command.output else folder / FILE)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """This verb's own arguments, and those of ``fit``."""
+    known = {f"--{part.name}" for part in fields(EnsembleCommand)} | {"-h", "--help"}
+    own: list[str] = []
+    of_fit: list[str] = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            into = own if argument.partition("=")[0] in known else of_fit
+        elif not (own or of_fit):
+            raise UserError(f"'{argument}' belongs to no flag: write --config {argument}")
+        into.append(argument)
+    return own, of_fit
+
+
+# Members ------------------------------------------------------------------------------------------------
+
+
+def _train(
+    number: int, members: Sequence[Path], of_fit: Sequence[str], config: dict[str, Any], command: EnsembleCommand
+) -> None:
+    """Train a member, or go on with it; a finished one says so."""
+    seed = int(config["seed_everything"]) + number
+    flags = ["--run", str(members[number]), "--seed_everything", str(seed)]
+    flags += [f"--model.seed={seed}", f"--data.init_args.seed={seed}"]
+    if command.chain is not None and number:
+        teachers = members[number - 1 : number] if command.chain == "previous" else members[:number]
+        unfinished = next((teacher for teacher in teachers if RunFolder(teacher).finished is None), None)
+        if unfinished is not None:
+            raise UserError(f"member {number} distils from {unfinished}, which is not finished: train that first")
+        callback = {
+            "class_path": "megalit.callbacks.SelfDistillation",
+            "init_args": {
+                "teachers": [str(teacher) for teacher in teachers],
+                "weight": command.chain_weight,
+                "temperature": command.chain_temperature,
+            },
+        }
+        flags.append(f"--trainer.callbacks+={json.dumps(callback)}")
+    console.print(f"member {number} of {len(members)}: {members[number]}")
+    done = subprocess.run([sys.executable, "-m", "megalit", "fit", *of_fit, *flags], check=False)
+    if done.returncode:
+        raise UserError(
+            f"member {number} ended with exit code {done.returncode}, as said above: mend that and give the same "
+            "command again"
+        )
+    if RunFolder(members[number]).finished is None:
+        raise UserError(f"member {number} has stopped before its end: the same command continues")
+
+
+# Measuring ----------------------------------------------------------------------------------------------
+
+
+def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> None:
+    """Measure the averages of the first K members on every suite, and write the result."""
+    opened = [open_model(member) for member in members]
+    _check(opened)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if command.device == "auto" else command.device)
+    result: dict[str, Any] = {"format": 1, "members": [str(member) for member in members], "suites": {}}
+    for name, location in command.suites.items():
+        first = opened[0]
+        cutting = Cutting().of(first)
+        suite = cutting.windows(suite_store(name, location, first))(int(cutting.context_length or 0))
+        result["suites"][name] = _measure_suite(name, suite, members, opened, command, device)
+        write_json(output, result)
+    for table in ensemble_tables(result):
+        console.print(table)
+    print(output)
+
+
+def _check(members: Sequence[TrainedModel]) -> None:
+    """Refuse members that cannot be averaged."""
+    check_vocabularies([member.model for member in members])
+    for name in ("tokenizer", "context_length", "precision"):
+        values = {getattr(member, name): member.folder for member in members if getattr(member, name) is not None}
+        if len(values) > 1:
+            (one, one_folder), (other, other_folder) = list(values.items())[:2]
+            raise UserError(
+                f"{one_folder} and {other_folder} differ in their {name} ({one} and {other}): take members that share it"
+            )
+
+
+def _measure_suite(
+    name: str,
+    suite: SuiteWindows,
+    members: Sequence[Path],
+    opened: Sequence[TrainedModel],
+    command: EnsembleCommand,
+    device: torch.device,
+) -> dict[str, Any]:
+    losses = []
+    for path, member in zip(members, opened, strict=True):
+        with Step(f"{path}, {name}"):
+            kept = losses_file(path, name, suite.fingerprint, member.precision)
+
+            def compute(member: TrainedModel = member) -> Any:
+                model = member.model.to(device)
+                found = token_losses(model, suite, command.batch, member.precision)
+                model.to("cpu")
+                return found
+
+            losses.append(kept_losses(kept, suite.targets, compute))
+    averages = {"probabilities": probability_curve(losses)}
+    if command.logits:
+        with Step(f"average of logits, {name}"):
+            models = [member.model.to(device) for member in opened]
+            averages["logits"] = logit_curve(models, suite, command.batch, opened[0].precision)
+    best = min(averages, key=lambda kind: averages[kind][-1])
+    selection = asdict(select(losses, suite.window_targets)) if len(members) > 1 and suite.windows > 1 else None
+    return {
+        "targets": suite.targets,
+        "text_bytes": suite.text_bytes,
+        "alone": [float(own.mean(dtype="float64")) for own in losses],
+        "averages": averages,
+        "best_average": best,
+        "laws": {kind: _law(curve) for kind, curve in averages.items()},
+        "selection": selection,
+    }
+
+
+def _law(curve: Sequence[float]) -> dict[str, Any] | None:
+    """The fitted power law in K, whose asymptote is the loss of an infinite ensemble (arXiv 2509.14786)."""
+    if len(curve) < 3:
+        return None
+    return fit_power_law(range(1, len(curve) + 1), curve).to_json()

@@ -1,0 +1,103 @@
+"""``megalit ensemble``: training members, going on, and measuring them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from running import Run
+
+from megalit.evaluation.checkpoints import load_model, newest_checkpoint
+from megalit.scaling.records import read_record
+
+
+def result(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text())["suites"]["iid"]
+    return value
+
+
+def test_members_are_trained_once_and_their_averages_measured(
+    run: Run, small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", small, "--run", "five", "--seed_everything", 3]
+    assert run("ensemble", "--members", 2, *flags, "--only", 1) == 0
+    assert not Path("five/member-0").exists()
+    assert run("ensemble", "--members", 2, *flags) == 0
+    assert "the run in five/member-1 is finished" in capfd.readouterr().err
+    for number in (0, 1):
+        record = read_record(Path(f"five/member-{number}"))
+        assert record.seeds == {"model": 3 + number, "data": 3 + number}
+    found = result(Path("five/ensemble.json"))
+    alone = [read_record(Path(f"five/member-{number}")).losses["iid"]["nats_per_token"] for number in (0, 1)]
+    assert found["alone"] == pytest.approx(alone, rel=1e-5)
+    for curve in found["averages"].values():
+        assert curve[0] == pytest.approx(alone[0], rel=1e-5)
+        assert curve[1] < max(alone)
+    assert found["laws"] == {"probabilities": None, "logits": None}  # two points are no curve
+    assert sum(found["selection"]["weights"]) == pytest.approx(1)
+
+    # A third member is added to the two; what they said before is read, not computed.
+    (kept,) = Path("five/member-0/token_losses").iterdir()
+    np.save(kept, np.load(kept) + 1)
+    assert run("ensemble", "--members", 3, *flags, "--logits", "false") == 0
+    found = result(Path("five/ensemble.json"))
+    assert found["alone"][0] == pytest.approx(alone[0] + 1, rel=1e-5)
+    assert len(found["averages"]["probabilities"]) == 3
+    assert found["laws"]["probabilities"]["coefficients"].keys() == {"A", "B", "C"}
+
+
+def test_a_chain_distils_each_member_from_the_one_before(
+    run: Run, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--config", small, "--run", "chain", "--chain", "all", "--members", 3, "--logits", "false"]
+    assert run("ensemble", *flags, "--only", 1) == 2
+    assert "member 1 distils from chain/member-0, which is not finished" in capsys.readouterr().err
+    assert run("ensemble", *flags) == 0
+    callbacks = [read_record(Path(f"chain/member-{n}")).config["trainer"]["callbacks"] for n in range(3)]
+    assert callbacks[0] is None
+    assert [callback[0]["init_args"]["teachers"] for callback in callbacks[1:]] == [
+        ["chain/member-0"],
+        ["chain/member-0", "chain/member-1"],
+    ]
+
+
+def test_snapshots_of_one_run_are_members(run: Run, small: Path, tmp_path: Path) -> None:
+    assert run("fit", "--config", small, "--checkpoint.keep", 3) == 0
+    snapshots = sorted(Path("run/checkpoints").iterdir())
+    assert len(snapshots) == 3
+    assert run("ensemble", "--runs", *snapshots, "--output", "snapshots.json") == 0
+    found = result(Path("snapshots.json"))
+    assert len(set(found["alone"])) == 3
+    assert found["best_average"] in ("probabilities", "logits")
+
+
+def test_what_cannot_be_an_ensemble_is_named(
+    run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: Any) -> str:
+        assert run("ensemble", *arguments) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        return lines[-1]
+
+    assert "name a file with --output" in refused("--runs", "a", "b")
+    assert "leave one of them out" in refused("--runs", "a", "--config", small, "--output", "x.json")
+    assert "members is 0" in refused("--members", 0, "--config", small)
+    assert "only is 7" in refused("--members", 3, "--only", 7, "--config", small)
+    assert "no such setting" in refused("--config", small, "--model.colour", "red")
+    assert "member 0 ended with exit code 2" in refused("--config", small, "--data.stores", "nowhere")
+    assert run("fit", "--config", small) == 0
+    assert run("fit", "--config", small, "--run", "other", "--model.vocabulary_size", 5000) == 0
+    assert "vocabularies" in refused("--runs", "run", "other", "--output", "x.json")
+    checkpoint = newest_checkpoint(Path("other"))
+    assert checkpoint is not None
+    state = torch.load(checkpoint, weights_only=True)
+    for value in state.values():
+        if isinstance(value, dict) and "plan" in value:
+            value["plan"]["settings"]["tokenizer"] = "another"
+    state["hyper_parameters"]["vocabulary_size"] = load_model(Path("run")).vocabulary_size
+    for name in ("transformer.embed_tokens.weight", "lm_head.weight"):
+        state["state_dict"][name] = state["state_dict"][name][: state["hyper_parameters"]["vocabulary_size"]]
+    torch.save(state, checkpoint)
+    assert "differ in their tokenizer" in refused("--runs", "run", "other", "--output", "x.json")
