@@ -29,7 +29,7 @@ from megalit.modeling.head import IGNORED
 Request = tuple[Any, list[int], list[int]]
 
 
-class MegalitLM(TemplateLM):  # type: ignore[misc]
+class MegalitLM(TemplateLM):
     """One model, or several with one tokenizer that are averaged.
 
     Args:
