@@ -41,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True),
     "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),
     "ensemble": Verb("train members, or take runs, and measure their average", "megalit.cli.ensemble:main", True),
+    "evaluate": Verb("measure trained models on suites and benchmarks", "megalit.cli.evaluate:main", True),
     "export": Verb("write a run's model in the Hugging Face format", "megalit.cli.export:main", True),
     "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main", True),
 }

@@ -149,7 +149,9 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
     """Measure the averages of the first K members on every suite, and write the result."""
     opened = [open_model(member) for member in members]
     _check(opened)
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if command.device == "auto" else command.device)
+    device = torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if command.device == "auto" else command.device
+    )
     result: dict[str, Any] = {"format": 1, "members": [str(member) for member in members], "suites": {}}
     for name, location in command.suites.items():
         first = opened[0]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import yaml
 
-from megalit.callbacks import AtomicCheckpointIO
-from megalit.cli.run_folder import CONFIG, RunFolder
+from megalit.cli.run_folder import CONFIG
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
+from megalit.evaluation.checkpoints import model_of, newest_checkpoint, plan_of, read_checkpoint
 from megalit.files import read_json
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams.remote import local_stores
@@ -53,7 +53,7 @@ def open_model(path: Path) -> TrainedModel:
         raise UserError(f"{path} does not exist: name a run's folder, a checkpoint or an exported model")
     if (path / "config.json").exists():
         return _exported(path)
-    run, checkpoint = path, RunFolder(path).newest_checkpoint if path.is_dir() else None
+    run, checkpoint = path, newest_checkpoint(path) if path.is_dir() else None
     if path.name.startswith("step-") and path.suffix == ".ckpt":
         run, checkpoint = path.parent.parent, path
     if checkpoint is None or not (run / CONFIG).exists():
@@ -62,18 +62,18 @@ def open_model(path: Path) -> TrainedModel:
 
 
 def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
-    state = _read(checkpoint)
+    state = read_checkpoint(checkpoint)
     config: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text())
     data = config["data"]["init_args"]
-    plan: dict[str, Any] = next(
-        value["plan"] for value in state.values() if isinstance(value, dict) and {"plan", "fingerprint"} <= value.keys()
-    )
+    plan = plan_of(state)
     precision = str(config["trainer"].get("precision") or "32-true")
     tokenizer = local_stores(data["stores"]) / "tokenizer" if data.get("stores") else None
+    # Without autocast the weights' own type is that of the computation.
+    model = model_of(state).to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
     return TrainedModel(
         folder=run,
         checkpoint=checkpoint.name,
-        model=_built(state, precision),
+        model=model,
         context_length=int(plan["context_length"]),
         precision=precision,
         tokenizer=plan["settings"]["tokenizer"],
@@ -98,21 +98,3 @@ def _exported(folder: Path) -> TrainedModel:
         stores=None,
         separate=False,
     )
-
-
-def load_model(checkpoint: Path) -> LanguageModel:
-    """The model of a checkpoint, whole or sharded, on the CPU."""
-    return _built(_read(checkpoint))
-
-
-def _read(checkpoint: Path) -> dict[str, Any]:
-    return AtomicCheckpointIO().load_checkpoint(checkpoint)
-
-
-def _built(state: dict[str, Any], precision: str = "32-true") -> LanguageModel:
-    model = LanguageModel(**state["hyper_parameters"])
-    model.configure_model()
-    model.on_load_checkpoint(state)
-    model.load_state_dict(state["state_dict"])
-    # Without autocast the weights' own type is that of the computation.
-    return model.to(torch.bfloat16 if precision == "bf16-true" else torch.float32).eval()

@@ -9,6 +9,7 @@ import yaml
 
 from megalit.callbacks import Checkpoint
 from megalit.errors import UserError
+from megalit.evaluation.results import FILE as EVALUATION
 from megalit.files import lock, write_atomic
 from megalit.scaling.records import FILE as RECORD
 from megalit.scaling.records import RunRecord, read_record
@@ -103,7 +104,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else."""
-        for name in (RECORD, LOSS_CURVE, CONFIG):
+        for name in (RECORD, LOSS_CURVE, EVALUATION, CONFIG):
             (self.path / name).unlink(missing_ok=True)
         for folder in (Checkpoint.folder(self.path), self.path / METRICS):
             if folder.exists():

@@ -1,9 +1,11 @@
-"""The tables that ``fit`` prints: the plan before, the result after."""
+"""The tables that verbs print: the plan of a run before it, its result after, and what was measured of models."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from megalit.evaluation.results import Evaluation, over_runs
 from megalit.scaling.records import RunRecord
 from megalit.streams.plan import RunPlan
 
@@ -91,3 +93,57 @@ def result_table(record: RunRecord) -> Table:
             f"{loss['nats_per_token']:.4f} nats/token, {loss['bits_per_byte']:.4f} bits/byte",
         )
     return table
+
+
+def evaluation_tables(evaluations: Sequence[Evaluation]) -> Iterator[Table]:
+    """Losses by suite, and benchmarks, of each model; of several also mean and standard deviation."""
+    spread = over_runs(evaluations) if len(evaluations) > 1 else {"suites": {}, "tasks": {}}
+    for name in dict.fromkeys(name for evaluation in evaluations for name in evaluation.suites):
+        found = [evaluation for evaluation in evaluations if name in evaluation.suites]
+        lengths = [length for length, _ in found[0].suites[name].by_context_length]
+        columns = ["nats/token", "bits/byte", "tokens", *(f"at {length:,}" for length in lengths)]
+        table = _table(f"suite {name}", columns)
+        for evaluation in found:
+            suite = evaluation.suites[name]
+            curve = dict(suite.by_context_length)
+            values = [f"{suite.nats_per_token:.4f}", f"{suite.bits_per_byte:.4f}", f"{suite.targets:,}"]
+            table.add_row(
+                evaluation.model, *values, *(f"{curve[length]:.4f}" if length in curve else "" for length in lengths)
+            )
+        if name in spread["suites"]:
+            means = spread["suites"][name]
+            at = {
+                length: {"mean": mean, "deviation": deviation} for length, mean, deviation in means["by_context_length"]
+            }
+            table.add_section()
+            table.add_row(
+                "mean ± deviation",
+                _spread(means["nats_per_token"]),
+                _spread(means["bits_per_byte"]),
+                "",
+                *(_spread(at[length]) if length in at else "" for length in lengths),
+            )
+        yield table
+    tasks = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.tasks))
+    if tasks:
+        table = _table("accuracy", [*tasks, "error (1 - mean)"])
+        for evaluation in evaluations:
+            shown = [f"{evaluation.tasks[name].accuracy:.4f}" if name in evaluation.tasks else "" for name in tasks]
+            table.add_row(evaluation.model, *shown, f"{evaluation.to_json().get('task_error', float('nan')):.4f}")
+        if "task_error" in spread:
+            table.add_section()
+            means = [_spread(spread["tasks"][name]["accuracy"]) if name in spread["tasks"] else "" for name in tasks]
+            table.add_row("mean ± deviation", *means, _spread(spread["task_error"]))
+        yield table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _spread(value: dict[str, Any]) -> str:
+    return f"{value['mean']:.4f} ± {value['deviation']:.4f}"

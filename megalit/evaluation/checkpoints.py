@@ -1,6 +1,7 @@
 """Finding and reading the checkpoints of runs."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -24,11 +25,18 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU; one that was written in shards is put together."""
-    if not path.is_dir():
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return state
-    state = _load_distributed_checkpoint(path)
+    """The state in a checkpoint, on the CPU; one that was written in shards is put together.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        if not path.is_dir():
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return state
+        state = _load_distributed_checkpoint(path)
+    except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): choose another checkpoint") from error
     names = sorted(key for key in state if key.startswith("optimizer_"))
     state["optimizer_states"] = [state.pop(name) for name in names]
     return state
@@ -64,16 +72,24 @@ def load_model(path: Path) -> LanguageModel:
         model = LanguageModel(weights=str(found))
         model.configure_model()
         return model.eval()
-    try:
-        state = read_checkpoint(found)
-    except (RuntimeError, OSError, EOFError) as error:
-        raise UserError(f"{found} cannot be read ({str(error).splitlines()[0]}): choose another checkpoint") from error
+    return model_of(read_checkpoint(found))
+
+
+def model_of(state: dict[str, Any]) -> LanguageModel:
+    """The model of a checkpoint's state, ready to be evaluated."""
     model = LanguageModel(**state["hyper_parameters"])
     model.configure_model()
     model.on_load_checkpoint(state)
     model.load_state_dict(state["state_dict"])
-    model.tokenizer = _tokenizer(state)
+    model.tokenizer = plan_of(state)["settings"].get("tokenizer")
     return model.eval()
+
+
+def plan_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The data plan (as JSON) of a checkpoint's run."""
+    # Lightning keeps the data module's state under its class's name.
+    plans = (value["plan"] for value in state.values() if isinstance(value, dict) and "plan" in value)
+    return next(plans, {"settings": {}})
 
 
 def refuse_other_tokens(name: str, model: Decoder, vocabulary_size: int, tokenizer: str | None, whose: str) -> None:
@@ -91,9 +107,3 @@ def refuse_other_tokens(name: str, model: Decoder, vocabulary_size: int, tokeniz
         raise UserError(
             f"{name} was trained with another tokenizer than {whose}: take models and token stores of one tokenizer"
         )
-
-
-def _tokenizer(state: dict[str, Any]) -> str | None:
-    # Lightning keeps the data module's state under its class's name.
-    plans = [value["plan"] for value in state.values() if isinstance(value, dict) and "plan" in value]
-    return plans[0]["settings"].get("tokenizer") if plans else None

@@ -1,5 +1,6 @@
 """Benchmarks through lm-eval (the extra ``eval``), its own task definitions, data from a hub or from local files."""
 
+import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,16 @@ class TaskResult:
     metrics: dict[str, float]
 
 
+def require_lm_eval() -> None:
+    """Refuse to go on without lm-eval.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise missing_extra("lm-eval", "eval", "evaluating on benchmarks")
+
+
 def evaluate_tasks(
     model: Any,
     tasks: Sequence[str],
@@ -53,11 +64,10 @@ def evaluate_tasks(
     Raises:
         UserError: lm-eval is not installed, a task or file that is not there, or a task without ``acc``.
     """
-    try:
-        from lm_eval.evaluator import simple_evaluate
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise missing_extra("lm-eval", "eval", "evaluating on benchmarks") from error
+    require_lm_eval()
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     unknown = sorted(set(data_files or {}) - set(tasks))
     if unknown:

@@ -24,7 +24,7 @@ from megalit.evaluation.losses import (
 from megalit.modeling.decoder import Decoder
 from megalit.modeling.head import IGNORED
 
-Progress = Callable[[str, int], None]
+Progress = Callable[[int, str], None]
 
 # Points of a curve over positions, where nothing else is asked for.
 POINTS = 64
@@ -70,6 +70,7 @@ class SuiteLoss:
         by_position: mean loss of the targets that are predicted from so many tokens of context (of a bucket: its
             middle).
         by_context_length: mean loss over the suite's targets in windows of so many tokens.
+        conditions: what was measured and how, so that a result is known again.
     """
 
     nats_per_token: float
@@ -79,6 +80,7 @@ class SuiteLoss:
     context_length: int
     by_position: list[tuple[float, float]]
     by_context_length: list[tuple[int, float]] = field(default_factory=list)
+    conditions: dict[str, Any] = field(default_factory=dict)
 
 
 def measure(
@@ -88,7 +90,7 @@ def measure(
     precision: str = "32-true",
     average: Average = "probabilities",
     bucket: int | None = None,
-    progress: Progress = lambda unit, count: None,
+    progress: Progress = lambda count, unit: None,
 ) -> SuiteLoss:
     """Mean loss over a suite's targets, and by position; every rank of the default process group gets the same.
 
@@ -99,7 +101,7 @@ def measure(
         precision: Lightning's name; mixed ones run under autocast.
         average: what is averaged over several models.
         bucket: positions in a point of the curve (default: so many that there are at most 64 points).
-        progress: told the number of windows that are done.
+        progress: told how many windows are done, and what they are.
 
     Raises:
         UserError: a suite without targets, a loss that is not finite, or a batch that does not fit into memory.
@@ -114,7 +116,7 @@ def measure(
             losses = batch_losses(models[0], part) if alone else ensemble_losses(models, part, average)
             check_finite(losses, numbers)
             metric.update(losses, part["targets"])
-            progress("windows", numbers.stop)
+            progress(numbers.stop, f"windows of {suite.context_length}")
     nats, counts = (value.double().cpu() for value in metric.compute())
     total = float(nats.sum())
     return SuiteLoss(

@@ -1,0 +1,108 @@
+"""What was measured of a model, as a file, and of several runs, as mean and deviation."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from megalit.errors import UserError
+from megalit.evaluation.downstream import TaskResult, paper_error
+from megalit.evaluation.measuring import SuiteLoss
+from megalit.files import read_json, write_json
+
+FORMAT = 1
+FILE = "evaluation.json"
+
+
+@dataclass
+class Evaluation:
+    """What was measured of one model.
+
+    Attributes:
+        model: the folder of its run, or the folder it was exported to; of an ensemble, its members'.
+        checkpoint: where its weights came from.
+        suites: losses by suite.
+        tasks: benchmarks by name.
+    """
+
+    model: str
+    checkpoint: str
+    suites: dict[str, SuiteLoss] = field(default_factory=dict)
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = {"format": FORMAT, **asdict(self)}
+        if self.tasks:
+            value["task_error"] = paper_error(self.tasks)
+        return value
+
+    def write(self, path: Path) -> None:
+        """Write it, atomically."""
+        write_json(path, self.to_json())
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what :meth:`Evaluation.write` wrote.
+
+    Raises:
+        UserError: it is not there, not readable, or written by a newer megalit.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: measure the run with `megalit evaluate`")
+    value = read_json(path)
+    if isinstance(value, dict) and value.get("format", 0) > FORMAT:
+        raise UserError(f"{path} was written by a newer megalit: upgrade megalit, or move it away")
+    try:
+        suites = {name: SuiteLoss(**suite) for name, suite in value["suites"].items()}
+        tasks = {name: TaskResult(**task) for name, task in value["tasks"].items()}
+        return Evaluation(value["model"], value["checkpoint"], suites, tasks)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no evaluation ({error}): move it away") from error
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of a value over runs, and its standard deviation (of a sample: divided by runs - 1; None for one run)."""
+
+    mean: float
+    deviation: float | None
+    runs: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(mean(values), stdev(values) if len(values) > 1 else None, len(values))
+
+
+def over_runs(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Means and deviations over runs that differ in their seeds, as JSON: losses, curves and benchmarks.
+
+    A suite or task counts where all runs have it, a point of a curve where all of them have this point.
+    """
+    suites, tasks = {}, {}
+    for name in _shared([evaluation.suites for evaluation in evaluations]):
+        losses = [evaluation.suites[name] for evaluation in evaluations]
+        suites[name] = {
+            "nats_per_token": asdict(Spread.of([loss.nats_per_token for loss in losses])),
+            "bits_per_byte": asdict(Spread.of([loss.bits_per_byte for loss in losses])),
+            "by_position": _curve([loss.by_position for loss in losses]),
+            "by_context_length": _curve([loss.by_context_length for loss in losses]),
+        }
+    for name in _shared([evaluation.tasks for evaluation in evaluations]):
+        tasks[name] = {"accuracy": asdict(Spread.of([evaluation.tasks[name].accuracy for evaluation in evaluations]))}
+    found: dict[str, Any] = {"suites": suites, "tasks": tasks}
+    if all(evaluation.tasks for evaluation in evaluations):
+        found["task_error"] = asdict(Spread.of([paper_error(evaluation.tasks) for evaluation in evaluations]))
+    return found
+
+
+def _shared(parts: Sequence[dict[str, Any]]) -> list[str]:
+    return [name for name in parts[0] if all(name in part for part in parts)]
+
+
+def _curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[list[float | None]]:
+    """[x, mean, deviation] of each point that all curves have."""
+    values = [dict(curve) for curve in curves]
+    points = [x for x in values[0] if all(x in value for value in values)]
+    spreads = [Spread.of([value[x] for value in values]) for x in points]
+    return [[x, spread.mean, spread.deviation] for x, spread in zip(points, spreads, strict=True)]
