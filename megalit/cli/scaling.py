@@ -23,7 +23,7 @@ from megalit.scaling.fitting import PowerLawFit
 from megalit.scaling.ledger import AXES, Ledger, Points, points_of_csv, points_of_records, read_ledger, value_of
 from megalit.scaling.records import RunRecord
 
-COLUMNS = ["data.class_path", "N", "U", "D", "G", "epochs", "synthetic_share", "loss", "status"]
+COLUMNS = ["stream", "N", "U", "D", "G", "epochs", "synthetic_share", "loss", "status"]
 _KEYS = (
     "Keys of a run: "
     + "; ".join(f"{name} ({meaning})" for name, meaning in AXES.items())
@@ -177,7 +177,7 @@ def _list(settings: ListCommand) -> None:
     table = Table(box=None)
     for name in ("run", *columns):
         numeric = any(isinstance(value_of(record, name), int | float) for record in ledger.records.values())
-        table.add_column(name.removesuffix(".class_path"), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_shown(value) for value in row))
     _print(table)
@@ -324,5 +324,7 @@ def _condition(text: str) -> Callable[[RunRecord], bool]:
 
 def _print(table: Table) -> None:
     output = Console(highlight=False)
-    # Where nobody looks, nothing is to be folded or cut.
-    output.print(table, soft_wrap=not output.is_terminal, crop=output.is_terminal)
+    if not output.is_terminal:
+        # Where nobody looks, nothing is to be folded.
+        output.width = 1000
+    output.print(table)
