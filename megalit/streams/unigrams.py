@@ -4,7 +4,7 @@ Web text has the widest coverage and the lowest divergence and is still not the 
 direction, smoothing and tokenization are not published): the numbers describe a mixture, they do not rank it.
 
 Counts are over the texts in the stores' own tokenizer, without BOS, EOS and markers. A distribution is smoothed by
-adding ``smoothing`` to the count of every token id of the vocabulary: p(v) = (count(v) + s) / (tokens + s * vocabulary).
+adding s to the count of every token id of the vocabulary: p(v) = (count(v) + s) / (tokens + s * vocabulary).
 """
 
 from collections.abc import Iterable
