@@ -42,6 +42,7 @@ VERBS: dict[str, Verb] = {
     "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),
     "ensemble": Verb("train members, or take runs, and measure their average", "megalit.cli.ensemble:main", True),
     "evaluate": Verb("measure trained models on suites and benchmarks", "megalit.cli.evaluate:main", True),
+    "scaling": Verb("list run records, fit scaling laws, say what data was worth", "megalit.cli.scaling:main"),
     "export": Verb("write a run's model in the Hugging Face format", "megalit.cli.export:main", True),
     "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main", True),
 }

@@ -21,7 +21,7 @@ def parse(verb: str, command: type[T], arguments: Sequence[str], epilog: str | N
     """
     parser = ArgumentParser(
         prog=f"megalit {verb}",
-        description=VERBS[verb].summary,
+        description=VERBS[verb.split()[0]].summary,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         exit_on_error=False,

@@ -28,7 +28,15 @@ from megalit.streams.inspection import (
 from megalit.streams.mixture import Mixture
 from megalit.streams.remote import is_remote, local_stores
 from megalit.streams.store import TokenStore, exists, open_stores
+from megalit.streams.unigrams import (
+    Unigrams,
+    comparison_lines,
+    unigrams_of_run,
+    unigrams_of_stores,
+    unigrams_of_stream,
+)
 
+_UNIGRAMS = "Compare the unigrams of training and held-out texts: divergence, coverage, rare tokens, distinct n-grams."
 # Windows drawn by --plot.
 _SHOWN_WINDOWS = 16
 
@@ -72,6 +80,7 @@ def _inspect_stores(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("target", type=str, help="A store, a folder of stores or its URL, or a configuration (YAML).")
     parser.add_argument("--verify", type=bool, default=False, help="Read every token and compare with the manifest.")
+    parser.add_argument("--unigrams", type=bool, default=False, help=_UNIGRAMS)
     parser.add_argument("--config", type=str, help="A configuration; the same as naming it as target.")
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration.")
     settings = parser.parse_args(list(arguments))
@@ -83,6 +92,8 @@ def _inspect_stores(arguments: Sequence[str]) -> None:
             with Step(f"verifying {store.folder}"):
                 verify(store.folder)
             print("  verified: items, tokens and content are what the manifest says")
+    if settings.unigrams:
+        _print_unigrams(found, [unigrams_of_stores(store.folder.name, [store]) for store in _training(found)])
 
 
 # Configurations ----------------------------------------------------------------------------------------
@@ -98,6 +109,7 @@ class InspectCLI(TrainingCLI):
         parser.add_argument("--window", type=int, help="Show the window at this place of the run, piece by piece.")
         parser.add_argument("--plot", type=str, help="Draw megadoc lengths and the first windows to this PNG file.")
         parser.add_argument("--verify", type=bool, default=False, help="Read every token of the stores.")
+        parser.add_argument("--unigrams", type=bool, default=False, help=_UNIGRAMS)
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         return None
@@ -119,11 +131,27 @@ def _inspect_configuration(arguments: Sequence[str]) -> None:
             verify(store.folder)
             print("  verified: items, tokens and content are what the manifest says")
     print("\n".join(mixture_lines(mixture)))
+    if cli.config_init.unigrams:
+        vocabulary = mixture.plan.vocabulary_size
+        texts = [unigrams_of_stream(stream, vocabulary) for stream in mixture.streams]
+        run = unigrams_of_run([(text, part.epochs) for text, part in zip(texts, mixture.plan.streams, strict=True)])
+        _print_unigrams(mixture.stores.all, [*texts, run])
     if cli.config_init.window is not None:
         _print_window(mixture, cli.config_init.window)
     if cli.config_init.plot is not None:
         _plot(mixture, Path(cli.config_init.plot))
     mixture.forget_plans()
+
+
+def _training(stores: Sequence[TokenStore]) -> list[TokenStore]:
+    return [store for store in stores if store.manifest.kind != "validation"]
+
+
+def _print_unigrams(stores: Sequence[TokenStore], texts: Sequence[Unigrams]) -> None:
+    held_out = [store for store in stores if store.manifest.kind == "validation"]
+    if not held_out or not texts:
+        raise UserError("unigrams compare training texts with held-out ones: name a folder of stores that has both")
+    print("\n".join(comparison_lines(texts, unigrams_of_stores(held_out[0].folder.name, held_out))))
 
 
 def _print_window(mixture: Mixture, sample: int) -> None:

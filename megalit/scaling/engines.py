@@ -77,17 +77,20 @@ def multi_start(
     Raises:
         UserError: no start leads anywhere, because the losses or coordinates are of no usable size.
     """
-    descend = _squares if objective.huber is None else _lbfgs
-    found: list[Solution] = []
+    bounds = (lower, upper)
+
+    def descend(start: Array, steps: int) -> Solution:
+        find = _squares if objective.huber is None else _lbfgs
+        coefficients = find(model, losses, objective, start, bounds, steps)
+        return Solution(coefficients, objective.value(objective.residuals(model(coefficients)[0], losses)))
+
     with np.errstate(all="ignore"):
-        for start in starts:
-            inside = np.clip(np.asarray(start, dtype=np.float64), lower, upper)
-            if not np.all(np.isfinite(model(inside)[0])):
-                continue
-            coefficients = descend(model, losses, objective, inside, (lower, upper))
-            value = objective.value(objective.residuals(model(coefficients)[0], losses))
-            if np.isfinite(value):
-                found.append(Solution(coefficients, value))
+        inside = [np.clip(np.asarray(start, dtype=np.float64), lower, upper) for start in starts]
+        # A few steps from everywhere, and to the end from where that led anywhere.
+        short = [descend(start, 60) for start in inside if np.all(np.isfinite(model(start)[0]))]
+        limit = 2 * min((solution.objective for solution in short), default=0.0) + 1e-15
+        found = [descend(solution.coefficients, 1500) for solution in short if solution.objective <= limit]
+    found = [solution for solution in found if np.isfinite(solution.objective)]
     if not found:
         raise UserError("the law cannot be computed at these points: check the units of their coordinates and losses")
     different: list[Solution] = []
@@ -103,7 +106,7 @@ def _distance(one: Solution, other: Solution) -> float:
     return float(np.max(np.abs(one.coefficients - other.coefficients) / size))
 
 
-def _squares(model: Model, losses: Array, objective: Objective, start: Array, bounds: Any) -> Array:
+def _squares(model: Model, losses: Array, objective: Objective, start: Array, bounds: Any, steps: int) -> Array:
     def residuals(coefficients: Array) -> Array:
         return objective.residuals(model(coefficients)[0], losses)
 
@@ -111,12 +114,12 @@ def _squares(model: Model, losses: Array, objective: Objective, start: Array, bo
         return objective.derivatives(*model(coefficients))
 
     found = least_squares(
-        residuals, start, jacobian, bounds=bounds, x_scale="jac", xtol=1e-14, ftol=1e-14, gtol=1e-14, max_nfev=500
+        residuals, start, jacobian, bounds=bounds, x_scale="jac", xtol=1e-13, ftol=1e-13, gtol=1e-13, max_nfev=steps
     )
     return np.asarray(found.x, dtype=np.float64)
 
 
-def _lbfgs(model: Model, losses: Array, objective: Objective, start: Array, bounds: Any) -> Array:
+def _lbfgs(model: Model, losses: Array, objective: Objective, start: Array, bounds: Any, steps: int) -> Array:
     # The minimizer's tolerances are absolute, for values around 1.
     unit = (objective.huber or 1.0) ** 2
 
@@ -126,7 +129,7 @@ def _lbfgs(model: Model, losses: Array, objective: Objective, start: Array, boun
         pull = objective.weights(residuals) * residuals
         return objective.value(residuals) / unit, pull @ objective.derivatives(predicted, jacobian) / unit
 
-    options = {"maxiter": 3000, "maxfun": 6000, "ftol": 1e-14, "gtol": 1e-9, "maxcor": 20}
+    options = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 1e-12, "gtol": 1e-9, "maxcor": 20}
     limits = list(zip(*bounds, strict=True))
     found = minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", bounds=limits, options=options)
     return np.asarray(found.x, dtype=np.float64)

@@ -20,7 +20,7 @@ Engine = Literal["multi_start", "variable_projection"]
 Interval = tuple[float, float]
 
 _COEFFICIENTS = 3
-_STARTS = [(exponent, share) for exponent in (0.05, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0) for share in (0.0, 0.6, 0.95)]
+_STARTS = [(exponent, share) for exponent in (0.1, 0.3, 0.7, 1.5, 4.0) for share in (0.0, 0.8)]
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,9 @@ def _multi_start(x: Array, losses: Array, objective: Objective) -> Solution:
 
 
 def _projected(x: Array, losses: Array, objective: Objective) -> Solution:
+    if objective == Objective():
+        closed = _zoom(x, losses)
+        return Solution(closed, objective.value(_model(x)(closed)[0] - losses))
     found = variable_projection(lambda e: _columns(x, e[0]), losses, objective, [np.geomspace(1e-3, MAX_EXPONENT, 60)])
     A, C, B = found.coefficients
     return Solution(np.array([A, B, C]), found.objective)
@@ -236,10 +239,11 @@ def _model(x: Array) -> Any:
 def refit(x: Array, losses: Array, objective: Objective) -> Array:
     """Coefficients (m, 3) of the laws of many sets of losses (m, n) at the same x (n,)."""
     unit = _unit(x)
-    if objective == Objective():
-        found = np.array([_zoom(x / unit, row) for row in losses])
-    else:
-        found = np.array([_projected(x / unit, row, objective).coefficients for row in losses])
+    found = np.array([_zoom(x / unit, row) for row in losses])
+    if objective != Objective():
+        model = _model(x / unit)
+        pairs = zip(losses, found, strict=True)
+        found = np.array([multi_start(model, row, objective, [start], *_BOUNDS).coefficients for row, start in pairs])
     found[:, 0] *= unit ** found[:, 1]
     return found
 

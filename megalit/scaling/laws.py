@@ -109,7 +109,8 @@ class DataConstrained:
         tokens = unique * (1 + _worth(D / unique - 1, self.R_D))
         parameters = fitting * (1 + _worth(N / fitting - 1, self.R_N))
         loss: Any = self.base.predict(parameters, tokens)
-        return loss if np.ndim(loss) else float(loss)
+        shaped: Any = loss if np.ndim(loss) else float(loss)
+        return shaped
 
     def __str__(self) -> str:
         return f"{self.base}, with R_D* = {self.R_D:.5g} and R_N* = {self.R_N:.5g}"

@@ -13,6 +13,7 @@ from megalit.scaling.records import FILE, RunRecord, read_record
 
 # What a run is asked for by a short name; anything else is a key of its record or of its configuration.
 AXES = {
+    "stream": "class of the data module",
     "N": "parameters",
     "N_inner": "parameters without embeddings and output head",
     "D": "training tokens of all streams",
@@ -85,6 +86,7 @@ def value_of(record: RunRecord, key: str) -> Any:
 def _axis(record: RunRecord, key: str) -> Any:
     tokens = sum(record.tokens_seen.values())
     values = {
+        "stream": str(_path(record.config, ["data", "class_path"]) or "").rpartition(".")[2] or None,
         "N": record.parameters.get("total"),
         "N_inner": record.parameters.get("non_embedding"),
         "D": tokens,

@@ -69,3 +69,16 @@ def test_every_stream_of_the_shipped_configurations_can_be_planned(
     for path in configurations:
         assert run("inspect", small, "--config", path) == 0, path
         assert "40 steps" in capsys.readouterr().out
+
+
+def test_unigrams_of_stores_and_of_a_run(
+    run: Run, small: Path, data_set: DataSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("inspect", data_set.folder, "--unigrams", "true") == 0
+    assert "against validation" in capsys.readouterr().out
+    assert run("inspect", small, "--unigrams", "true") == 0
+    said = capsys.readouterr().out
+    assert "  stitched: " in said
+    assert "  the run: " in said
+    assert run("inspect", data_set.stores.real.folder, "--unigrams", "true") == 2
+    assert "held-out ones" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from megalit.scaling.laws import MUENNIGHOFF, Chinchilla, DataConstrained, Power
 MEMBERS = [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     A=st.floats(0.05, 3),
     B=st.floats(0.1, 3),
@@ -37,8 +37,9 @@ def test_a_power_law_is_recovered_from_its_points(A: float, B: float, C: float, 
         assert fit.asymptote == pytest.approx(C, abs=1e-2)
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), huber=st.sampled_from([None, 0.002]), noise=st.sampled_from([0.003, 0.05]))
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("huber", [None, 0.002])
+@pytest.mark.parametrize("noise", [0.003, 0.05])
 def test_both_engines_find_the_same_minimum(seed: int, huber: float | None, noise: float) -> None:
     """On noisy points too, with the coefficients at their bounds if that is where the minimum is."""
     random = np.random.default_rng(seed)
@@ -49,15 +50,17 @@ def test_both_engines_find_the_same_minimum(seed: int, huber: float | None, nois
 
 
 def test_the_bootstrap_covers_the_asymptote_as_often_as_it_says() -> None:
-    """95% intervals over 200 repetitions, with two residuals each: within what chance allows, and not all of them."""
+    """95% intervals over 100 repetitions, with two residuals each: within what chance allows, and not all of them."""
     random = np.random.default_rng(0)
     x = np.array(MEMBERS)
     covered = 0
-    for repetition in range(200):
+    for repetition in range(100):
         losses = 0.4 / x + 3.2 + 0.004 * random.standard_normal(5)
-        low, high = fit_power_law(x, losses, bootstrap=100, seed=repetition).asymptote_interval or (1.0, 0.0)
+        low, high = fit_power_law(
+            x, losses, bootstrap=60, seed=repetition, engine="variable_projection"
+        ).asymptote_interval or (1.0, 0.0)
         covered += low <= 3.2 <= high
-    assert 175 <= covered < 200
+    assert 86 <= covered < 100
 
 
 def test_the_bootstrap_is_seeded() -> None:

@@ -1,0 +1,330 @@
+"""``megalit scaling``: what run records say, and the laws behind them."""
+
+import csv
+import io
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from megalit.cli.commands import parse
+from megalit.cli.console import console
+from megalit.cli.scaling_fits import Fitted, fit_points
+from megalit.errors import UserError
+from megalit.files import write_atomic, write_json
+from megalit.scaling.data_efficiency import data_efficiency
+from megalit.scaling.fitting import PowerLawFit
+from megalit.scaling.ledger import AXES, Ledger, Points, points_of_csv, points_of_records, read_ledger, value_of
+from megalit.scaling.records import RunRecord
+
+COLUMNS = ["stream", "N", "U", "D", "G", "epochs", "synthetic_share", "loss", "status"]
+_KEYS = (
+    "Keys of a run: "
+    + "; ".join(f"{name} ({meaning})" for name, meaning in AXES.items())
+    + ";\nloss.SUITE, bits_per_byte.SUITE, and any key of its record or configuration, like model.weight_decay."
+)
+_CONDITION = re.compile(r"([\w.]+)\s*(>=|<=|!=|=|<|>)\s*(.*)")
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+    "<=": operator.le,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True)
+class ListCommand:
+    """Print the records of runs.
+
+    Attributes:
+        runs: run folders, or folders that hold some; they may stand right behind ``list``.
+        columns: what to show of each run.
+        where: conditions that a run meets, like ``model.weight_decay=0.4`` or ``D>1000000``.
+        sort: a key to sort by.
+        format: ``table``, or ``csv`` to standard output.
+        output: CSV file to write, too.
+    """
+
+    runs: list[str] | None = None
+    columns: list[str] | None = None
+    where: list[str] | None = None
+    sort: str | None = None
+    format: Literal["table", "csv"] = "table"
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class FitCommand:
+    """Fit a law to runs or to a table.
+
+    Attributes:
+        runs: run folders, or folders that hold some; they may stand right behind ``fit``.
+        csv: a table with a header instead of runs; the axes and the loss are names of its columns.
+        law: ``power`` (A / x^B + C), ``joint`` (asymptotes over the first axis, then the next), ``chinchilla``,
+            or ``data_constrained`` (repeated epochs).
+        axes: coordinates: one for ``power``, the order of the limits for ``joint``; ``[N, D]`` and ``[N, D, U]``
+            if not given for the others.
+        loss: key or column of the losses.
+        by: a key; one power law is fitted for each of its values (a mixture's ratio, for example).
+        below: fit only points whose first axis is at most this, and compare the law with the others.
+        where: conditions that a run meets.
+        huber: residual beyond which a point counts linearly: in nats for power laws (default: least squares), of the
+            logarithm for the others (default: 0.001).
+        engine: how the minimum is found; both give the same.
+        deviation: standard deviation of a loss between seeds, in nats, for power laws; estimated if not given.
+        bootstrap: draws for the intervals.
+        seed: of the bootstrap.
+        predict: values of a power law's axis to predict the loss at.
+        unfinished: whether runs that are not finished count.
+        output: JSON file to write the fits to.
+    """
+
+    runs: list[str] | None = None
+    csv: str | None = None
+    law: Literal["power", "joint", "chinchilla", "data_constrained"] = "power"
+    axes: list[str] | None = None
+    loss: str = "loss"
+    by: str | None = None
+    below: float | None = None
+    where: list[str] | None = None
+    huber: float | None = None
+    engine: Literal["multi_start", "variable_projection"] = "multi_start"
+    deviation: float | None = None
+    bootstrap: int = 200
+    seed: int = 0
+    predict: list[float] | None = None
+    unfinished: bool = False
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class EfficiencyCommand:
+    """Say how much real data runs were worth, by inverting the law of a baseline.
+
+    Attributes:
+        runs: the runs to judge; they may stand right behind ``efficiency``.
+        baseline: runs of the baseline on nested subsets of the real documents (``data.real_fraction``).
+        axis: of the baseline's law.
+        loss: key of the losses.
+        bootstrap: draws for the intervals.
+        seed: of the bootstrap.
+        output: JSON file to write the result to.
+    """
+
+    runs: list[str] | None = None
+    baseline: list[str] | None = None
+    axis: str = "U"
+    loss: str = "loss"
+    bootstrap: int = 200
+    seed: int = 0
+    output: str | None = None
+
+
+def main(verb: str, arguments: Sequence[str]) -> None:
+    """``megalit scaling list | fit | efficiency``."""
+    actions = {"list": (ListCommand, _list), "fit": (FitCommand, _fit), "efficiency": (EfficiencyCommand, _efficiency)}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_HELP)
+        if not arguments:
+            raise UserError(f"what shall scaling do? Choose {', '.join(actions)}")
+        return
+    if arguments[0] not in actions:
+        raise UserError(f"scaling knows no '{arguments[0]}': choose {', '.join(actions)}")
+    command, do = actions[arguments[0]]
+    runs = list(takewhile(lambda argument: not argument.startswith("-"), arguments[1:]))
+    flags = list(arguments[1 + len(runs) :])
+    settings = parse(f"{verb} {arguments[0]}", command, [*(f"--runs+={run}" for run in runs), *flags], _KEYS)
+    do(settings)
+
+
+_HELP = """usage: megalit scaling ACTION [RUNS ...] [--config FILE] [--KEY VALUE ...]
+
+  list        print the records of runs as a table or CSV
+  fit         fit a law to runs or to a CSV file
+  efficiency  say how much real data runs were worth, by the law of a baseline
+
+`megalit scaling ACTION --help` lists an action's settings."""
+
+
+# list ----------------------------------------------------------------------------------------------------------
+
+
+def _list(settings: ListCommand) -> None:
+    ledger = _ledger(settings.runs, settings.where)
+    columns = settings.columns or COLUMNS
+    found = list(ledger.records.items())
+    if settings.sort:
+        key = settings.sort
+        # Runs that have no such value come last.
+        found.sort(key=lambda item: _order(value_of(item[1], key)))
+    rows = [[str(folder), *(value_of(record, column) for column in columns)] for folder, record in found]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([["run", *columns], *(["" if value is None else value for value in row] for row in rows)])
+    if settings.output:
+        write_atomic(Path(settings.output), lambda file: file.write(text.getvalue().encode()))
+    if settings.format == "csv":
+        print(text.getvalue(), end="")
+        return
+    table = Table(box=None)
+    for name in ("run", *columns):
+        numeric = any(isinstance(value_of(record, name), int | float) for record in ledger.records.values())
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_shown(value) for value in row))
+    _print(table)
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    if value is None:
+        return 2, 0
+    return (0, value) if isinstance(value, int | float) else (1, str(value))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if value >= 1e5 or value == round(value) else f"{value:.4f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+# fit -----------------------------------------------------------------------------------------------------------
+
+
+def _fit(settings: FitCommand) -> None:
+    axes = settings.axes or {"chinchilla": ["N", "D"], "data_constrained": ["N", "D", "U"], "joint": ["K", "N"]}.get(
+        settings.law, []
+    )
+    if not axes:
+        raise UserError(f"axes: a power law needs an axis: --axes [U], or another of {', '.join(AXES)} or any key")
+    keys = [*axes, settings.loss, *([settings.by] if settings.by else [])]
+    if (settings.csv is None) == (not settings.runs):
+        raise UserError("the points come from runs or from --csv: give one of the two")
+    if settings.csv is not None:
+        points = points_of_csv(Path(settings.csv), keys)
+    else:
+        points = points_of_records(_ledger(settings.runs, settings.where), keys, settings.unfinished)
+    for problem in points.problems:
+        console.print(f"left out: {problem}")
+    if not points.rows:
+        raise UserError(f"no point has a number for each of {', '.join(keys)}: {points.problems[0]}")
+    fits = fit_points(
+        points.rows,
+        law=settings.law,
+        axes=axes,
+        loss=settings.loss,
+        by=settings.by,
+        below=settings.below,
+        predict=settings.predict or [],
+        bootstrap=settings.bootstrap,
+        seed=settings.seed,
+        huber=settings.huber,
+        engine=settings.engine,
+        deviation=settings.deviation,
+    )
+    for fitted in fits:
+        _show(fitted)
+    if settings.output:
+        write_json(Path(settings.output), [fitted.to_json() for fitted in fits])
+
+
+def _show(fitted: Fitted) -> None:
+    print(f"{fitted.title}\n  {fitted.law}")
+    for name, value in fitted.coefficients.items():
+        interval = fitted.intervals.get(name)
+        between = f"   95%: {interval[0]:.5g} to {interval[1]:.5g}" if interval else ""
+        meaning = "  (asymptote, nats per token)" if name == fitted.asymptote else ""
+        print(f"  {name:<6} {value:<12.6g}{between}{meaning}")
+    for line in fitted.lines:
+        print(f"  {line}")
+    for remark in fitted.remarks:
+        print(f"  ! {remark}")
+
+
+# efficiency ----------------------------------------------------------------------------------------------------
+
+
+def _efficiency(settings: EfficiencyCommand) -> None:
+    if not settings.baseline:
+        raise UserError("baseline: name runs of the baseline on three or more nested subsets of the real documents")
+    keys = [settings.axis, settings.loss]
+    points = _points(settings.baseline, keys)
+    (fitted,) = fit_points(
+        points.rows, law="power", axes=[settings.axis], loss=settings.loss, bootstrap=settings.bootstrap,
+        seed=settings.seed,
+    )  # fmt: skip
+    _show(fitted)
+    law = fitted.fit
+    assert isinstance(law, PowerLawFit)
+    judged = _points(settings.runs, keys)
+    result = {"baseline": fitted.to_json(), "runs": {}}
+    for origin, row in zip(judged.origins, judged.rows, strict=True):
+        found = data_efficiency(row[settings.loss], law, tokens=row[settings.axis])
+        interval = f" (95%: {found.interval[0]:.3g} to {found.interval[1]:.3g})" if found.interval else ""
+        print(f"{origin}: loss {row[settings.loss]:.4f} is worth {found.factor:.3g} times its real data{interval}")
+        for remark in found.remarks:
+            if not remark.startswith("baseline: "):
+                print(f"  ! {remark}")
+        result["runs"][origin] = {"loss": row[settings.loss], **found.to_json()}
+    if settings.output:
+        write_json(Path(settings.output), result)
+
+
+def _points(runs: list[str] | None, keys: list[str]) -> Points:
+    points = points_of_records(_ledger(runs, None), keys)
+    for problem in points.problems:
+        console.print(f"left out: {problem}")
+    if not points.rows:
+        raise UserError(f"no run has a number for each of {', '.join(keys)}: {points.problems[0]}")
+    return points
+
+
+# Shared --------------------------------------------------------------------------------------------------------
+
+
+def _ledger(runs: list[str] | None, where: list[str] | None) -> Ledger:
+    ledger = read_ledger([Path(run) for run in runs or []])
+    conditions = [_condition(text) for text in where or []]
+    kept = {path: record for path, record in ledger.records.items() if all(meets(record) for meets in conditions)}
+    if not kept:
+        raise UserError(f"where: none of {len(ledger.records)} runs meets {' and '.join(where or [])}: ask for less")
+    for problem in ledger.problems:
+        console.print(f"not read: {problem}")
+    return Ledger(kept, ())
+
+
+def _condition(text: str) -> Callable[[RunRecord], bool]:
+    match = _CONDITION.fullmatch(text.strip())
+    if match is None:
+        raise UserError(f"where: '{text}' is no condition: write KEY=VALUE, or with <, >, <=, >= or !=")
+    key, compare, wanted = match.groups()
+
+    def meets(record: RunRecord) -> bool:
+        value = value_of(record, key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                return _COMPARE[compare](value, float(wanted))
+            except ValueError as error:
+                raise UserError(f"where: '{text}' compares a number with '{wanted}': give a number") from error
+        return _COMPARE[compare](str(value).lower(), wanted.lower()) if compare in ("=", "!=") else False
+
+    return meets
+
+
+def _print(table: Table) -> None:
+    output = Console(highlight=False)
+    if not output.is_terminal:
+        # Where nobody looks, nothing is to be folded.
+        output.width = 1000
+    output.print(table)

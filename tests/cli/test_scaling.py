@@ -1,0 +1,197 @@
+"""``megalit scaling`` reads what runs leave behind."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import Run
+
+from megalit.scaling.laws import Chinchilla, PowerLaw
+from megalit.scaling.records import RunRecord
+
+LAW = PowerLaw(0.9, 0.3, 2.0)
+
+
+def write_record(folder: Path, unique: int, loss: float, **changes: Any) -> None:
+    record = RunRecord(
+        status="finished",
+        config={
+            "model": {"weight_decay": 0.1},
+            "data": {"class_path": "megalit.streams.RealStream", "init_args": {"real_fraction": unique / 1000}},
+        },
+        parameters={"total": 1000, "non_embedding": 500},
+        plan={},
+        tokens_seen={"real": 5 * unique},
+        epochs={"real": 5.0},
+        unique_real_tokens=unique,
+        synthetic_share=0.0,
+        flops=1e9,
+        losses={"iid": {"nats_per_token": loss, "bits_per_byte": loss / 3}, "arxiv": {"nats_per_token": loss + 1}},
+        wall_seconds=1.0,
+        environment={},
+        seeds={"model": 0, "data": 0},
+    )
+    for name, value in changes.items():
+        setattr(record, name, value)
+    folder.mkdir(parents=True)
+    record.write(folder)
+
+
+@pytest.fixture
+def baseline(tmp_path: Path) -> Path:
+    """A baseline on nested subsets whose losses lie on a law."""
+    for unique in (100, 200, 400, 800, 1600):
+        write_record(tmp_path / "real" / str(unique), unique, LAW.predict(float(unique)))
+    return tmp_path / "real"
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_records_are_listed_filtered_and_sorted(
+    baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "other", 200, 3.0, config={"model": {"weight_decay": 0.4}})
+    assert run("scaling", "list", "real", "other") == 0
+    said = capsys.readouterr().out
+    assert "RealStream" in said
+    assert len(said.strip().splitlines()) == 7
+    columns = "[U,loss.arxiv,bits_per_byte,model.weight_decay,data.real_fraction]"
+    flags = ["--columns", columns, "--sort", "loss", "--format", "csv", "--output", "runs.csv"]
+    assert run("scaling", "list", "real", "other", *flags, "--where", "[model.weight_decay=0.1, U<1000]") == 0
+    printed = capsys.readouterr().out
+    rows = table(printed)
+    assert [row["U"] for row in rows] == ["800", "400", "200", "100"]
+    assert float(rows[0]["loss.arxiv"]) == pytest.approx(LAW.predict(800.0) + 1)
+    assert float(rows[0]["data.real_fraction"]) == 0.8
+    assert (tmp_path / "runs.csv").read_text() == printed
+
+
+def test_torn_and_missing_records_are_named_and_the_others_used(
+    baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (baseline / "100" / "record.json").write_text('{"status": "fin')
+    (tmp_path / "empty").mkdir()
+    assert run("scaling", "list", "real", "empty", "nowhere", "--format", "csv") == 0
+    said = capsys.readouterr()
+    assert len(table(said.out)) == 4
+    flat = " ".join(said.err.split())
+    for words in ("100/record.json is not readable as JSON", "empty holds no record", "nowhere does not exist"):
+        assert words in flat
+
+
+def test_a_law_is_fitted_to_runs(baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(tmp_path / "real" / "unfinished", 3200, 9.0, status="running")
+    write_record(tmp_path / "real" / "diverged", 3200, float("nan"))
+    flags = ["--axes", "[U]", "--predict", "[3200]", "--output", "fit.json"]
+    assert run("scaling", "fit", "real", *flags) == 0
+    said = capsys.readouterr()
+    assert "unfinished is not finished" in " ".join(said.err.split())
+    assert "diverged has no number for loss" in " ".join(said.err.split())
+    assert "5 points" in said.out
+    assert "extrapolation: x = 3200 is 2 times beyond the largest point (1600)" in said.out
+    (fit,) = json.loads((tmp_path / "fit.json").read_text())
+    assert fit["coefficients"] == pytest.approx({"A": 0.9, "B": 0.3, "C": 2.0}, rel=1e-3)
+    assert fit["intervals_95"]["C"] == pytest.approx([2.0, 2.0], abs=1e-2)
+    assert fit["predictions"][0]["loss"] == pytest.approx(LAW.predict(3200.0), abs=1e-4)
+
+
+def test_points_beyond_a_bound_test_the_law(baseline: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("scaling", "fit", "real", "--axes", "[U]", "--below", "900", "--bootstrap", "0") == 0
+    said = capsys.readouterr().out
+    assert "4 points" in said
+    assert "held out at U = 1600" in said
+    assert "0.00%)" in said
+
+
+def write_csv(path: Path, columns: list[str], rows: list[tuple[float, ...]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def test_one_law_for_each_ratio_of_a_mixture(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(share, D, 0.9 / D**0.3 + 2 + share) for share in (0.0, 0.33, 0.67) for D in (1.0, 2.0, 4.0, 8.0)]
+    write_csv(tmp_path / "t.csv", ["share", "D", "loss"], rows)
+    flags = ["--csv", "t.csv", "--axes", "[D]", "--by", "share", "--bootstrap", "0", "--output", "f.json"]
+    assert run("scaling", "fit", *flags) == 0
+    fits = json.loads((tmp_path / "f.json").read_text())
+    assert [fit["coefficients"]["C"] for fit in fits] == pytest.approx([2.0, 2.33, 2.67], abs=1e-3)
+    assert "at share = 0.33" in capsys.readouterr().out
+
+
+def test_joint_asymptotes_and_chinchilla_from_tables(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joint = [(K, N, 0.3 / K + 0.05 / N + 3) for K in (1.0, 2.0, 3.0, 4.0) for N in (0.15, 0.3, 0.6, 1.4)]
+    write_csv(tmp_path / "joint.csv", ["K", "N", "loss"], joint)
+    assert run("scaling", "fit", "--csv", "joint.csv", "--law", "joint", "--bootstrap", "5") == 0
+    said = capsys.readouterr().out
+    assert "loss over K at N = 0.6" in said
+    assert "asymptotes over N" in said
+    law = Chinchilla(477.84, 2143.86, 1.8172, 0.34731, 0.36718)
+    rows = [(N, D, law.predict(N, D)) for N in (1e8, 5e8, 2e9) for D in (2e9, 1e10, 5e10)]
+    write_csv(tmp_path / "c.csv", ["N", "D", "loss"], rows)
+    assert run("scaling", "fit", "--csv", "c.csv", "--law", "chinchilla", "--bootstrap", "0", "--output", "c.json") == 0
+    assert json.loads((tmp_path / "c.json").read_text())[0]["coefficients"]["E"] == pytest.approx(1.8172, abs=1e-3)
+
+
+def test_runs_are_judged_by_the_law_of_a_baseline(
+    baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "stitched", 200, LAW.predict(360.0))
+    assert run("scaling", "efficiency", "stitched", "--baseline", "[real]", "--output", "e.json") == 0
+    assert "worth 1.8 times its real data" in capsys.readouterr().out
+    found = json.loads((tmp_path / "e.json").read_text())["runs"]["stitched"]
+    assert found["factor"] == pytest.approx(1.8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "choose list, fit, efficiency"),
+        ("plot", "knows no 'plot'"),
+        ("list", "no runs are named"),
+        ("list nowhere", "no run can be read: nowhere does not exist"),
+        ("list real --where [U]", "'U' is no condition"),
+        ("list real --where [U>many]", "compares a number with 'many'"),
+        ("list real --where [U>1e9]", "none of 5 runs meets"),
+        ("list real --colums [U]", "colums"),
+        ("fit real", "a power law needs an axis"),
+        ("fit --axes [U]", "give one of the two"),
+        ("fit real --axes [G]", "no point has a number for each of G, loss"),
+        ("fit real --axes [N]", "3 coefficients need at least 3 different values of x, and there is 1"),
+        ("fit real --axes [U] --where [U<300]", "and there are 2"),
+        ("fit real --axes [U] --loss loss.web", "real/100 has no number for loss.web"),
+        ("fit real --law chinchilla", "all points have N = 1000|5 coefficients|all points"),
+        ("fit real --axes [U,D]", "a power law has one axis"),
+        ("fit --csv nowhere.csv --axes [U]", "nowhere.csv does not exist"),
+        ("fit --csv t.csv --axes [Z]", "has no column Z (it has U, loss)"),
+        ("fit --csv t.csv --axes [U]", "no point has a number for each of U, loss: t.csv, line 2"),
+        ("efficiency real", "name runs of the baseline"),
+    ],
+)
+def test_what_cannot_be_done_ends_in_one_line(
+    arguments: str, message: str, baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "t.csv").write_text("U,loss\n1,nan\n2,\n")
+    assert run("scaling", *arguments.split()) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("megalit: error:")
+    assert any(words in error for words in message.split("|")), error
+
+
+def test_scaling_imports_no_torch(baseline: Path) -> None:
+    code = (
+        "import sys; from megalit.cli import main\n"
+        f"try: main(['scaling', 'list', {str(baseline)!r}])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert not {'torch', 'lightning'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
