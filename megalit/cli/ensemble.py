@@ -131,14 +131,19 @@ def _train(
             },
         }
         flags.append(f"--trainer.callbacks+={json.dumps(callback)}")
-    console.print(f"member {number} of {len(members)}: {members[number]}")
+    run = RunFolder(members[number])
+    run.check(fit_config([*of_fit, *flags]))
+    if run.finished is not None:
+        console.print(f"member {number}: the run in {run.path} is finished")
+        return
+    console.print(f"member {number} of {len(members)}: {run.path}")
     done = subprocess.run([sys.executable, "-m", "megalit", "fit", *of_fit, *flags], check=False)
     if done.returncode:
         raise UserError(
             f"member {number} ended with exit code {done.returncode}, as said above: mend that and give the same "
             "command again"
         )
-    if RunFolder(members[number]).finished is None:
+    if run.finished is None:
         raise UserError(f"member {number} has stopped before its end: the same command continues")
 
 
@@ -172,7 +177,7 @@ def _check(members: Sequence[TrainedModel]) -> None:
         if len(values) > 1:
             (one, one_folder), (other, other_folder) = list(values.items())[:2]
             raise UserError(
-                f"{one_folder} and {other_folder} differ in their {name} ({one} and {other}): take members that share it"
+                f"{one_folder} and {other_folder} differ in their {name} ({one}, {other}): take members that share it"
             )
 
 
