@@ -59,7 +59,7 @@ class EvaluateCommand:
         batch: windows, or questions, in a pass.
         precision: of the computation (default: as the run was trained).
         device: `auto`, or torch's name for one.
-        output: one file for all runs, with means and deviations over them (default: a file in each run's folder).
+        output: one more file for all runs, with means and deviations over them.
         plot: PNG file for the curves.
         overwrite: measure again what is there.
     """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import measuring_ranks
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,6 @@ from megalit.evaluation.measuring import by_position, context_lengths
 from megalit.evaluation.results import Evaluation, Spread, over_runs, read_evaluation
 from megalit.streams.store import TokenStore
 from megalit.streams.suites import suite_of
-
-RANKS = Path(__file__).parent / "measuring_ranks.py"
 
 
 def test_a_suites_loss_is_the_mean_over_its_targets_in_nats_and_bits(data_set: DataSet) -> None:
@@ -74,20 +73,16 @@ def test_two_ranks_measure_what_one_does(data_set: DataSet, tmp_path: Path) -> N
     model = build()
     torch.save(model.state_dict(), tmp_path / "model.pt")
     assert data_set.stores.validation is not None
+    shared = (data_set.stores.validation.folder.resolve(), tmp_path / "model.pt", tmp_path / "rendezvous")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    store = str(data_set.stores.validation.folder)
-    command = [sys.executable, str(RANKS), store, str(tmp_path / "model.pt"), str(tmp_path / "out")]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE, text=True) for rank in (0, 1)
-    ]
-    for process in ranks:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-    # Three windows in a batch: the ranks have different numbers of windows.
+    command = [sys.executable, measuring_ranks.__file__, *map(str, shared)]
+    other = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    first = measuring_ranks.measure_as(0, *shared)
+    _, said = other.communicate(timeout=300)
+    assert other.returncode == 0, said
     expected = measure([model], suite(data_set), bucket=1)
     losses = token_losses(model, suite(data_set))
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"out{rank}", weights_only=True)
+    for found in (first, torch.load(tmp_path / "rank1.pt", weights_only=True)):
         assert found["targets"] == expected.targets
         assert found["nats_per_token"] == pytest.approx(expected.nats_per_token, abs=1e-6)
         np.testing.assert_allclose(found["by_position"], expected.by_position, atol=1e-5)

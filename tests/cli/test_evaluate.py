@@ -1,0 +1,130 @@
+"""``megalit evaluate``: runs, exported models, several suites and seeds, benchmarks, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_sets import DataSet, make_rows
+from running import Run
+
+from megalit.callbacks import Checkpoint
+from megalit.cli.evaluate import gather
+from megalit.corpus.build import CorpusSettings, build_corpus
+from megalit.corpus.tokenizers import Tokenizer, train_bpe
+from megalit.streams.building import build_stores
+
+
+@pytest.fixture
+def trained(run: Run, small: Path, tmp_path: Path) -> Path:
+    assert run("fit", "--config", small) == 0
+    return tmp_path / "run"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_run_is_measured_as_its_record_says_and_not_twice(
+    run: Run, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("evaluate", "--run", "run", "--plot", "curves.png") == 0
+    found = read(trained / "evaluation.json")["suites"]["iid"]
+    recorded = read(trained / "record.json")["losses"]["iid"]
+    assert found["nats_per_token"] == pytest.approx(recorded["nats_per_token"], abs=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(recorded["bits_per_byte"], abs=1e-5)
+    assert [position for position, _ in found["by_position"]] == list(range(1, 33))
+    assert [length for length, _ in found["by_context_length"]] == [8, 16, 32]
+    assert found["by_context_length"][-1][1] == found["nats_per_token"]
+    assert (trained.parent / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "curves.png" in capsys.readouterr().out
+    assert run("evaluate", "--run", "run") == 0
+    assert "measured before" in capsys.readouterr().err
+    # Other settings are measured, and another suite's result stays.
+    assert run("evaluate", "--run", "run", "--suites", "{slid: null}", "--stride", "8") == 0
+    suites = read(trained / "evaluation.json")["suites"]
+    assert suites["iid"] == found
+    assert suites["slid"]["conditions"]["separate"] is True
+    assert suites["slid"]["nats_per_token"] != found["nats_per_token"]
+
+
+def test_exported_models_seeds_and_ensembles(run: Run, small: Path, trained: Path, data_set: DataSet) -> None:
+    assert run("fit", "--config", small, "--run", "other", "--seed_everything", "5") == 0
+    assert run("evaluate", "--run", "run", "other", "--output", "seeds.json") == 0
+    both = read(Path("seeds.json"))
+    losses = [one["suites"]["iid"]["nats_per_token"] for one in both["runs"]]
+    spread = both["over_runs"]["suites"]["iid"]["nats_per_token"]
+    assert spread["mean"] == pytest.approx(sum(losses) / 2)
+    assert spread["deviation"] == pytest.approx(abs(losses[0] - losses[1]) / 2**0.5)
+    assert run("export", "--run", "run", "--output", "hf", "--dtype", "float32") == 0
+    assert run("evaluate", "--run", "hf", "--suites", json.dumps({"iid": str(data_set.folder)})) == 0
+    exported = read(Path("hf/evaluation.json"))["suites"]["iid"]
+    assert exported["nats_per_token"] == pytest.approx(losses[0], abs=1e-5)
+    shutil.copytree("run", "twin")
+    for average in ("probabilities", "logits"):
+        assert run("evaluate", "--run", "run", "--run", "twin", "--ensemble", average, "--output", "same.json") == 0
+        assert read(Path("same.json"))["runs"][0]["suites"]["iid"]["nats_per_token"] == pytest.approx(
+            losses[0], abs=1e-5
+        )
+    assert run("evaluate", "--run", "run", "other", "--ensemble", "probabilities", "--output", "two.json") == 0
+    # The mean of probabilities is never worse than the mean of its members' losses.
+    assert read(Path("two.json"))["runs"][0]["suites"]["iid"]["nats_per_token"] < sum(losses) / 2
+
+
+def test_any_store_and_benchmarks(
+    run: Run, trained: Path, data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"goal": row["text"][:50], "sol1": "abc", "sol2": "bcd", "label": 1} for row in make_rows(5)]
+    (tmp_path / "piqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = json.dumps({"piqa": {"validation": str(tmp_path / "piqa.jsonl")}})
+    suites = json.dumps({"training": str(data_set.stores.real.folder)})
+    arguments = ["--suites", suites, "--tasks", "[piqa]", "--data_files", files]
+    assert run("evaluate", "--run", "run", *arguments) == 0
+    found = read(trained / "evaluation.json")
+    assert found["suites"]["training"]["text_bytes"] == data_set.stores.real.manifest.bytes
+    assert found["tasks"]["piqa"]["questions"] == 5
+    assert found["task_error"] == pytest.approx(1 - found["tasks"]["piqa"]["accuracy"])
+
+
+def test_what_cannot_be_measured_ends_in_one_line(
+    run: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = make_rows(30, seed=3)
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = build_corpus(CorpusSettings([str(tmp_path / "other.jsonl")], validation_fraction=0.2), tmp_path / "c")
+    train_bpe(corpus.texts("train"), 280, tmp_path / "stores" / "tokenizer")
+    build_stores(corpus, [], Tokenizer(str(tmp_path / "stores" / "tokenizer")), tmp_path / "stores")
+
+    def refused(*arguments: str) -> str:
+        assert run("evaluate", *arguments) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "other tokenizer" in refused("--run", "run", "--suites", "{iid: stores}")
+    assert "at most that" in refused("--run", "run", "--context_length", "64")
+    assert "choose values from 1 to 32" in refused("--run", "run", "--context_lengths", "[8, 64]")
+    assert "choose 1 to 32" in refused("--run", "run", "--stride", "33")
+    assert "gone does not exist" in refused("--run", "gone")
+    assert "holds neither a checkpoint" in refused("--run", "stores")
+    assert "does not exist: name a store" in refused("--run", "run", "--suites", "{iid: nothing}")
+    assert "nothing to measure" in refused("--run", "run", "--suites", "{}")
+    assert "with --output" in refused("--run", "run", "run", "--ensemble", "logits")
+    newest = Checkpoint.newest(trained)
+    assert newest is not None
+    state = torch.load(newest, weights_only=True)
+    state["state_dict"]["lm_head.weight"][:] = torch.nan
+    torch.save(state, newest)
+    said = refused("--run", "run")
+    assert "run, suite iid: the model gives" in said
+    assert "not finite in windows 0 to" in said
+
+
+def test_runs_are_gathered_from_every_way_to_name_them() -> None:
+    assert gather(["--run", "a", "--batch", "2", "--run=b"], "--run") == ["--batch", "2", "--run=['a', 'b']"]
+    assert gather(["--run", "a", "b", "--batch=2"], "--run") == ["--batch=2", "--run=['a', 'b']"]
+    assert gather(["--run", "[a, b]"], "--run") == ["--run=[a, b]"]
+    assert gather(["--batch", "2"], "--run") == ["--batch", "2"]
