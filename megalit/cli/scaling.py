@@ -15,7 +15,15 @@ from rich.table import Table
 
 from megalit.cli.commands import parse
 from megalit.cli.console import console
-from megalit.cli.scaling_fits import Fitted, fit_points
+from megalit.cli.scaling_fits import (
+    Fitted,
+    How,
+    fit_joint,
+    fit_parameters_and_tokens,
+    fit_power,
+    fit_repeated_epochs,
+    split,
+)
 from megalit.errors import UserError
 from megalit.files import write_atomic, write_json
 from megalit.scaling.data_efficiency import data_efficiency
@@ -24,6 +32,7 @@ from megalit.scaling.ledger import AXES, Ledger, Points, points_of_csv, points_o
 from megalit.scaling.records import RunRecord
 
 COLUMNS = ["stream", "N", "U", "D", "G", "epochs", "synthetic_share", "loss", "status"]
+_FITS = {"joint": fit_joint, "chinchilla": fit_parameters_and_tokens, "data_constrained": fit_repeated_epochs}
 _KEYS = (
     "Keys of a run: "
     + "; ".join(f"{name} ({meaning})" for name, meaning in AXES.items())
@@ -130,11 +139,15 @@ class EfficiencyCommand:
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit scaling list | fit | efficiency``."""
-    actions = {"list": (ListCommand, _list), "fit": (FitCommand, _fit), "efficiency": (EfficiencyCommand, _efficiency)}
+    actions: dict[str, tuple[Any, Callable[[Any], None]]] = {
+        "list": (ListCommand, _list),
+        "fit": (FitCommand, _fit),
+        "efficiency": (EfficiencyCommand, _efficiency),
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_HELP)
         if not arguments:
-            raise UserError(f"what shall scaling do? Choose {', '.join(actions)}")
+            raise UserError(f"scaling does several things: name what to do: {', '.join(actions)}")
         return
     if arguments[0] not in actions:
         raise UserError(f"scaling knows no '{arguments[0]}': choose {', '.join(actions)}")
@@ -219,20 +232,14 @@ def _fit(settings: FitCommand) -> None:
         console.print(f"left out: {problem}")
     if not points.rows:
         raise UserError(f"no point has a number for each of {', '.join(keys)}: {points.problems[0]}")
-    fits = fit_points(
-        points.rows,
-        law=settings.law,
-        axes=axes,
-        loss=settings.loss,
-        by=settings.by,
-        below=settings.below,
-        predict=settings.predict or [],
-        bootstrap=settings.bootstrap,
-        seed=settings.seed,
-        huber=settings.huber,
-        engine=settings.engine,
-        deviation=settings.deviation,
-    )
+    table = split(points.rows, axes, settings.loss, settings.below)
+    how = How(settings.bootstrap, settings.seed, settings.huber, settings.engine, settings.deviation)
+    if settings.law == "power":
+        fits = fit_power(table, how, settings.by, settings.predict or [])
+    elif settings.by or settings.predict:
+        raise UserError(f"by and predict are for power laws, not for --law {settings.law}: leave them out")
+    else:
+        fits = _FITS[settings.law](table, how)
     for fitted in fits:
         _show(fitted)
     if settings.output:
@@ -260,15 +267,13 @@ def _efficiency(settings: EfficiencyCommand) -> None:
         raise UserError("baseline: name runs of the baseline on three or more nested subsets of the real documents")
     keys = [settings.axis, settings.loss]
     points = _points(settings.baseline, keys)
-    (fitted,) = fit_points(
-        points.rows, law="power", axes=[settings.axis], loss=settings.loss, bootstrap=settings.bootstrap,
-        seed=settings.seed,
-    )  # fmt: skip
+    table = split(points.rows, [settings.axis], settings.loss, None)
+    (fitted,) = fit_power(table, How(settings.bootstrap, settings.seed))
     _show(fitted)
     law = fitted.fit
     assert isinstance(law, PowerLawFit)
     judged = _points(settings.runs, keys)
-    result = {"baseline": fitted.to_json(), "runs": {}}
+    result: dict[str, Any] = {"baseline": fitted.to_json(), "runs": {}}
     for origin, row in zip(judged.origins, judged.rows, strict=True):
         found = data_efficiency(row[settings.loss], law, tokens=row[settings.axis])
         interval = f" (95%: {found.interval[0]:.3g} to {found.interval[1]:.3g})" if found.interval else ""

@@ -1,6 +1,6 @@
 """Fits by the name of a law, ready to be printed and written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,126 +52,165 @@ class Fitted:
         return {"title": self.title, **self.fit.to_json(), **self.extra}
 
 
-def fit_points(
-    rows: Sequence[Row],
-    *,
-    law: str,
-    axes: Sequence[str],
-    loss: str,
-    by: str | None = None,
-    below: float | None = None,
-    predict: Sequence[float] = (),
-    bootstrap: int = 200,
-    seed: int = 0,
-    huber: float | None = None,
-    engine: Engine = "multi_start",
-    deviation: float | None = None,
-) -> list[Fitted]:
-    """Fit a law by its name to rows of numbers; see ``megalit scaling fit --help`` for the settings.
+@dataclass(frozen=True)
+class How:
+    """What all fits share; see ``megalit scaling fit --help``."""
+
+    bootstrap: int = 200
+    seed: int = 0
+    huber: float | None = None
+    engine: Engine = "multi_start"
+    deviation: float | None = None
+
+    @property
+    def of_logarithms(self) -> float:
+        return HUBER if self.huber is None else self.huber
+
+
+@dataclass(frozen=True)
+class Table:
+    """The points to fit, and those held out because their first axis is above a bound."""
+
+    rows: list[Row]
+    held_out: list[Row]
+    axes: Sequence[str]
+    loss: str
+
+    def column(self, name: str) -> list[float]:
+        return [row[name] for row in self.rows]
+
+    @property
+    def coordinates(self) -> list[list[float]]:
+        return [self.column(axis) for axis in self.axes]
+
+    @property
+    def losses(self) -> list[float]:
+        return self.column(self.loss)
+
+    def where(self, keep: Callable[[Row], bool]) -> "Table":
+        kept = [[row for row in rows if keep(row)] for rows in (self.rows, self.held_out)]
+        return Table(kept[0], kept[1], self.axes, self.loss)
+
+    def check_axes(self, law: str, count: int) -> None:
+        if len(self.axes) != count:
+            raise UserError(f"axes: --law {law} needs {count} of them, and {len(self.axes)} are given: name {count}")
+
+
+def split(rows: Sequence[Row], axes: Sequence[str], loss: str, below: float | None) -> Table:
+    """The points, with those above ``below`` held out.
 
     Raises:
-        UserError: axes that the law does not have, or points that cannot be fitted.
+        UserError: none is left to fit.
     """
     inside = [row for row in rows if below is None or row[axes[0]] <= below]
-    outside = [row for row in rows if below is not None and row[axes[0]] > below]
-    if below is not None and not inside:
+    if not inside:
         raise UserError(f"below: no point has {axes[0]} of at most {below:g}: choose more")
-    draws = {"bootstrap": bootstrap, "seed": seed}
-    if law == "power":
-        if len(axes) != 1:
-            raise UserError(f"axes: a power law has one axis, and {len(axes)} are given: choose one, or --law joint")
-        fits = []
-        for group in sorted({row[by] for row in rows}) if by else [None]:
-            mine = [row for row in inside if by is None or row[by] == group]
-            others = [row for row in outside if by is None or row[by] == group]
-            where = f" at {by} = {group:g}" if group is not None else ""
-            try:
-                fit = fit_power_law(
-                    _column(mine, axes[0]),
-                    _column(mine, loss),
-                    huber=huber,
-                    engine=engine,
-                    deviation=deviation,
-                    **draws,
-                )
-            except UserError as error:
-                raise UserError(f"law over {axes[0]}{where}: {error}") from error
-            fits.append(
-                _power(f"{loss} over {axes[0]}{where}, {len(mine)} points", fit, axes[0], loss, others, predict)
-            )
-        return fits
-    if by is not None or predict:
-        raise UserError(f"by and predict are for power laws, not for --law {law}: leave them out")
-    if law == "joint":
-        joint = joint_asymptote(inside, _column(inside, loss), axes, huber=huber, **draws)
-        titles = [
-            (f"{loss} over {axis}" if axis == axes[0] else f"asymptotes over {axis}")
-            + (f" at {place}" if place else "")
-            for place, axis, _ in joint.walk()
-        ]
-        return [Fitted(title, fit) for title, (_, _, fit) in zip(titles, joint.walk(), strict=True)]
-    losses, size = _column(inside, loss), HUBER if huber is None else huber
-    if law == "chinchilla":
-        _need(law, axes, 2)
-        N, D = (_column(inside, axis) for axis in axes)
-        fit = fit_chinchilla(N, D, losses, huber=size, engine=engine, **draws)
-        return [
-            Fitted(
-                f"{loss} over {axes[0]} and {axes[1]}, {len(inside)} points", fit, *_held_out(fit, axes, loss, outside)
-            )
-        ]
-    _need(law, axes, 3)
-    once = [row for row in inside if row[axes[1]] <= row[axes[2]]]
+    return Table(inside, [row for row in rows if below is not None and row[axes[0]] > below], axes, loss)
+
+
+def fit_power(table: Table, how: How, by: str | None = None, predict: Sequence[float] = ()) -> list[Fitted]:
+    """A power law over one axis, one for each value of the key ``by``.
+
+    Raises:
+        UserError: another number of axes, or points that cannot be fitted.
+    """
+    table.check_axes("power", 1)
+    if by is None:
+        return [_power(table, how, predict, "")]
+    values = sorted(set(table.column(by)))
+    return [_power(table.where(_has(by, value)), how, predict, f" at {by} = {value:g}") for value in values]
+
+
+def _has(key: str, value: float) -> Callable[[Row], bool]:
+    return lambda row: row[key] == value
+
+
+def _power(table: Table, how: How, predict: Sequence[float], where: str) -> Fitted:
+    (axis,), (x,) = table.axes, table.coordinates
     try:
-        base = fit_chinchilla(*(_column(once, axis) for axis in axes[:2]), _column(once, loss), huber=size, **draws)
+        fit = fit_power_law(
+            x,
+            table.losses,
+            bootstrap=how.bootstrap,
+            seed=how.seed,
+            huber=how.huber,
+            engine=how.engine,
+            deviation=how.deviation,
+        )
     except UserError as error:
-        raise UserError(
-            f"law of the {len(once)} points that repeat nothing ({axes[1]} <= {axes[2]}): {error}"
-        ) from error
+        raise UserError(f"law over {axis}{where}: {error}") from error
+    lines: list[str] = []
+    predictions: list[dict[str, Any]] = []
+    for place in predict:
+        if place <= 0:
+            raise UserError(f"predict: {axis} = {place:g} is not positive: choose another value")
+        interval = fit.prediction_interval(place)
+        between = f" (95%: {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
+        words = "; ".join(["", *fit.remarks_at(place)])
+        lines.append(f"at {axis} = {place:g}: {fit.law.predict(place):.4f}{between}{words}")
+        predictions.append({"x": place, "loss": fit.law.predict(place), "interval_95": interval})
+    compared, held = _held_out(table, lambda row: fit.law.predict(row[axis]))
+    extra = {**({"predictions": predictions} if predictions else {}), **held}
+    return Fitted(f"{table.loss} over {axis}{where}, {len(x)} points", fit, [*lines, *compared], extra)
+
+
+def fit_joint(table: Table, how: How) -> list[Fitted]:
+    """Asymptotes over the first axis wherever the others are equal, then over the next."""
+    joint = joint_asymptote(
+        table.rows, table.losses, table.axes, bootstrap=how.bootstrap, seed=how.seed, huber=how.huber
+    )
+    fits = []
+    for place, axis, fit in joint.walk():
+        what = f"{table.loss} over {axis}" if axis == table.axes[0] else f"asymptotes over {axis}"
+        fits.append(Fitted(f"{what} at {place}" if place else what, fit))
+    return fits
+
+
+def fit_parameters_and_tokens(table: Table, how: How) -> list[Fitted]:
+    """Chinchilla's third approach."""
+    table.check_axes("chinchilla", 2)
+    fit = _chinchilla(table, how)
+    predict: Any = fit.law.predict
+    compared = _held_out(table, lambda row: predict(*(row[axis] for axis in table.axes)))
+    return [Fitted(f"{table.loss} over {' and '.join(table.axes)}, {len(table.rows)} points", fit, *compared)]
+
+
+def fit_repeated_epochs(table: Table, how: How) -> list[Fitted]:
+    """Chinchilla's law of the points that repeat nothing, and what repetition costs of all."""
+    table.check_axes("data_constrained", 3)
+    _, tokens, unique = table.axes
+    once = table.where(lambda row: row[tokens] <= row[unique])
+    try:
+        base = _chinchilla(once, how)
+    except UserError as error:
+        count = len(once.rows)
+        raise UserError(f"law of the {count} points that repeat nothing ({tokens} <= {unique}): {error}") from error
     assert isinstance(base.law, Chinchilla)
-    N, D, U = (_column(inside, axis) for axis in axes)
-    repeated = fit_data_constrained(N, D, U, losses, base=base.law, huber=size, **draws)
+    N, D, U = table.coordinates
+    fit = fit_data_constrained(
+        N, D, U, table.losses, base=base.law, bootstrap=how.bootstrap, seed=how.seed, huber=how.of_logarithms
+    )
+    predict: Any = fit.law.predict
+    compared = _held_out(table, lambda row: predict(*(row[axis] for axis in table.axes)))
     return [
-        Fitted(f"{loss} of what is read once, {len(once)} points", base),
-        Fitted(f"{loss} with repetition, {len(inside)} points", repeated, *_held_out(repeated, axes, loss, outside)),
+        Fitted(f"{table.loss} where nothing is repeated, {len(once.rows)} points", base),
+        Fitted(f"{table.loss} with repetition, {len(table.rows)} points", fit, *compared),
     ]
 
 
-def _column(rows: Sequence[Row], name: str) -> list[float]:
-    return [row[name] for row in rows]
+def _chinchilla(table: Table, how: How) -> LawFit:
+    N, D = table.coordinates[:2]
+    return fit_chinchilla(
+        N, D, table.losses, bootstrap=how.bootstrap, seed=how.seed, huber=how.of_logarithms, engine=how.engine
+    )
 
 
-def _need(law: str, axes: Sequence[str], count: int) -> None:
-    if len(axes) != count:
-        raise UserError(f"axes: --law {law} has {count} axes, and {len(axes)} are given: name {count}")
-
-
-def _power(
-    title: str, fit: PowerLawFit, axis: str, loss: str, outside: Sequence[Row], predict: Sequence[float]
-) -> Fitted:
-    lines, extra = [], {}
-    for x in predict:
-        if x <= 0:
-            raise UserError(f"predict: {axis} = {x:g} is not positive: choose another value")
-        interval = fit.prediction_interval(x)
-        between = f" (95%: {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
-        words = "; ".join(["", *fit.remarks_at(x)])
-        lines.append(f"at {axis} = {x:g}: {fit.law.predict(x):.4f}{between}{words}")
-        extra.setdefault("predictions", []).append({"x": x, "loss": fit.law.predict(x), "interval_95": interval})
-    compared, held = _compare([({axis: row[axis]}, row[loss], fit.law.predict(row[axis])) for row in outside])
-    return Fitted(title, fit, [*lines, *compared], {**extra, **held})
-
-
-def _held_out(fit: LawFit, axes: Sequence[str], loss: str, rows: Sequence[Row]) -> tuple[list[str], dict[str, Any]]:
-    predict: Any = fit.law.predict
-    places = [{axis: row[axis] for axis in axes} for row in rows]
-    return _compare([(place, row[loss], predict(*place.values())) for place, row in zip(places, rows, strict=True)])
-
-
-def _compare(rows: Sequence[tuple[Row, float, float]]) -> tuple[list[str], dict[str, Any]]:
+def _held_out(table: Table, predict: Callable[[Row], float]) -> tuple[list[str], dict[str, Any]]:
     """Points that were not fitted: loss, prediction and what the prediction is off by."""
     lines, values = [], []
-    for place, loss, predicted in rows:
+    for row in table.held_out:
+        place = {axis: row[axis] for axis in table.axes}
+        loss, predicted = row[table.loss], predict(row)
         at = ", ".join(f"{axis} = {value:g}" for axis, value in place.items())
         lines.append(f"held out at {at}: loss {loss:.4f}, predicted {predicted:.4f} ({predicted / loss - 1:+.2%})")
         values.append({**place, "loss": loss, "predicted": predicted})

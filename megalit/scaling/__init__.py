@@ -1,1 +1,1 @@
-"""Run records and what is drawn from them. Nothing here imports Lightning."""
+"""Run records, the laws behind them, and what is drawn from them. Nothing here imports Lightning."""

@@ -155,7 +155,7 @@ def test_runs_are_judged_by_the_law_of_a_baseline(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "choose list, fit, efficiency"),
+        ("", "name what to do: list, fit, efficiency"),
         ("plot", "knows no 'plot'"),
         ("list", "no runs are named"),
         ("list nowhere", "no run can be read: nowhere does not exist"),
@@ -169,8 +169,8 @@ def test_runs_are_judged_by_the_law_of_a_baseline(
         ("fit real --axes [N]", "3 coefficients need at least 3 different values of x, and there is 1"),
         ("fit real --axes [U] --where [U<300]", "and there are 2"),
         ("fit real --axes [U] --loss loss.web", "real/100 has no number for loss.web"),
-        ("fit real --law chinchilla", "all points have N = 1000|5 coefficients|all points"),
-        ("fit real --axes [U,D]", "a power law has one axis"),
+        ("fit real --law chinchilla", "all points have N = 1000"),
+        ("fit real --axes [U,D]", "--law power needs 1 of them, and 2 are given"),
         ("fit --csv nowhere.csv --axes [U]", "nowhere.csv does not exist"),
         ("fit --csv t.csv --axes [Z]", "has no column Z (it has U, loss)"),
         ("fit --csv t.csv --axes [U]", "no point has a number for each of U, loss: t.csv, line 2"),
@@ -184,7 +184,7 @@ def test_what_cannot_be_done_ends_in_one_line(
     assert run("scaling", *arguments.split()) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("megalit: error:")
-    assert any(words in error for words in message.split("|")), error
+    assert message in error
 
 
 def test_scaling_imports_no_torch(baseline: Path) -> None:
