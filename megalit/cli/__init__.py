@@ -41,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True),
     "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),
     "export": Verb("write a run's model in the Hugging Face format", "megalit.cli.export:main", True),
+    "report": Verb("draw what runs found, as one page and pictures", "megalit.cli.report:main"),
     "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main", True),
 }
 
