@@ -41,11 +41,15 @@ def make_run(
     shares = np.linspace(0.02, 1, 50)
     gap = 0.25 * math.log2(1 + real_epochs) / 3
     record.training_curve = [
-        CurvePoint(int(record.plan["steps"] * s), int(tokens * s), {"train": made - gap * s + 3.5 * math.exp(-6 * s**0.6)})
+        CurvePoint(
+            int(record.plan["steps"] * s), int(tokens * s), {"train": made - gap * s + 3.5 * math.exp(-6 * s**0.6)}
+        )
         for s in shares[shares <= done]
     ]
     record.validation_curve = [
-        CurvePoint(int(record.plan["steps"] * s), int(tokens * s), {"iid": made + 2.5 * math.exp(-5 * s) - 2.5 * math.exp(-5)})
+        CurvePoint(
+            int(record.plan["steps"] * s), int(tokens * s), {"iid": made + 2.5 * math.exp(-5 * s) - 2.5 * math.exp(-5)}
+        )
         for s in np.linspace(0.1, 1, 10)
         if s <= done + 1e-9
     ]
@@ -87,13 +91,13 @@ def make_experiment(folder: Path) -> None:
     make_run(folder / "stitched-first", "stitched", 4, 16, real_document="first")
     make_run(folder / "stitched-absent", "stitched", 4, 16, real_document="absent")
     make_run(folder / "thoughts", "latent_thoughts", 8, 16)
-    for stream, generations, base in (("real", 0, 3.31), ("simple", 11, 3.21), ("stitched", 11, 3.18)):
+    for stream, generations, base in (("real", 0, 3.42), ("simple", 11, 3.33), ("stitched", 11, 3.31)):
         members = [
             make_run(folder / f"ensemble-{stream}" / f"member-{k}", stream, generations, 32, seed=k, weight_decay=0.2)
             for k in range(5)
         ]
         random = np.random.default_rng(generations)
-        losses = [base + 0.2 / k + float(random.normal(0, 0.001)) for k in range(1, 6)]
+        losses = [base + 0.14 / k + float(random.normal(0, 0.001)) for k in range(1, 6)]
         make_ensemble(folder / f"ensemble-{stream}", members, losses)
 
 

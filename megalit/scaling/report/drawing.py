@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from megalit.scaling.report.study import Setting, short
+from megalit.scaling.report.study import Setting
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers and in grey.
 _COLOURS = {
@@ -29,6 +29,11 @@ GREY = "#666666"
 LOSS = "validation loss (nats per token)"
 _WIDTH, _HEIGHT = 7.2, 4.0
 _DPI = 200
+_LONGEST_LABEL = 40
+
+
+# Where a line ends, what it is called, and its colour.
+End = tuple[float, float, str, Any]
 
 
 @dataclass(frozen=True)
@@ -157,22 +162,49 @@ def log_axis(axis: XAxis, values: Sequence[float], write: Callable[[float], str]
     axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
 
 
-def label_ends(canvas: Canvas, axes: Axes, ends: Sequence[tuple[float, float, str, Any]]) -> None:
+def label_ends(canvas: Canvas, axes: Axes, ends: Sequence[End]) -> None:
     """Write each line's label right of the axes, at the height of its end, moved apart where they would overlap."""
     if not ends:
         return
     canvas.draw_without_rendering()
     box = axes.get_window_extent()
     gap = 8.5 * 1.35 / 72 * canvas.dpi / box.height
-    placed = sorted(((axes.transAxes.inverted().transform(axes.transData.transform((x, y))), label, colour)
-                     for x, y, label, colour in ends), key=lambda end: end[0][1])
+    placed = sorted(
+        (
+            (axes.transAxes.inverted().transform(axes.transData.transform((x, y))), label, colour)
+            for x, y, label, colour in ends
+        ),
+        key=lambda end: end[0][1],
+    )
     heights = _apart([float(point[1]) for point, _, _ in placed], gap)
     for (point, label, colour), height in zip(placed, heights, strict=True):
         axes.annotate(
-            label, xy=(point[0], point[1]), xytext=(1.03, height), xycoords="axes fraction", textcoords="axes fraction",
-            fontsize=8.5, color=ink(colour), va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3},
+            plain(label),
+            xy=(point[0], point[1]),
+            xytext=(1.03, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            fontsize=8.5,
+            color=ink(colour),
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.5,
+                "alpha": 0.6,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
         )
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib does not take for mathematics, short enough to stand beside a picture."""
+    if len(text) > _LONGEST_LABEL:
+        text = f"{text[: _LONGEST_LABEL // 2]}…{text[-_LONGEST_LABEL // 2 + 1 :]}"
+    return text.replace("$", r"\$")
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:

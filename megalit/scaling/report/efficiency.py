@@ -21,6 +21,7 @@ from megalit.scaling.report.drawing import (
     head,
     log_axis,
     marker_of,
+    plain,
     to_png,
 )
 from megalit.scaling.report.study import Family, Loss, Setting, Study, short
@@ -77,8 +78,8 @@ def data_efficiency(study: Study, suite: str) -> Picture | Missing:
         most = max(x for x in baseline.fit.x)
         if any(result.worth.tokens > most for result in results):
             remarks.append(
-                f"Extrapolation: the baseline was trained on up to {short(most)} tokens. What is worth more rests on the "
-                "law alone, the more the further away it is."
+                f"Extrapolation: the baseline was trained on up to {short(most)} tokens; what is worth more rests on "
+                "the law alone."
             )
         rows += [
             (
@@ -156,9 +157,12 @@ def _draw_results(axes: Axes, results: Sequence[_Result]) -> None:
     ends = [end for r in results for end in r.worth.interval or () if math.isfinite(end)]
     # A wide interval must not press all points to one side.
     limit = 1.05 * min(max([*ends, *known, 2.0]), 2.5 * max(known, default=2.0))
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= limit]
-    log_axis(axes.xaxis, ticks, "{:g}".format)
-    axes.set_xlim(min([1.0, *known, *ends]) * 0.9, limit)
+    first = min([1.0, *known, *ends]) * 0.9
+    # Narrow axes hold about six ticks.
+    steps = (1, 2, 5) if limit / first < 40 else (1,)
+    ticks = [step * 10.0**power for power in range(-3, 7) for step in steps]
+    log_axis(axes.xaxis, [tick for tick in ticks if first <= tick <= limit], "{:g}".format)
+    axes.set_xlim(first, limit)
     for row, result in enumerate(results):
         colour = colour_of(result.stream)
         factor = result.worth.factor
@@ -170,7 +174,7 @@ def _draw_results(axes: Axes, results: Sequence[_Result]) -> None:
         if not math.isfinite(factor) or (result.worth.interval is not None and result.worth.interval[1] > limit):
             axes.plot([limit], [row], ">", color=colour, markersize=6, clip_on=False)
     axes.axvline(1, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(results)), [f"{r.label}  {_factor(r.worth.factor)}" for r in results])
+    axes.set_yticks(range(len(results)), [f"{plain(r.label)}  {_factor(r.worth.factor)}" for r in results])
     axes.set_ylim(len(results) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("data efficiency (times the real data)")

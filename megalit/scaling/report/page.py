@@ -3,7 +3,9 @@
 import base64
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -47,7 +49,7 @@ def write_report(findings: Findings, folder: Path) -> list[str]:
     drawn: list[Picture] = []
     missing: list[Missing] = []
     for figure in _FIGURES:
-        made = [figure(study, suite) for suite in study.suites]
+        made = [figure(study, suite) for suite in study.suites or ("",)]
         drawn += [picture for picture in made if isinstance(picture, Picture)]
         # Said once for each figure, not for each suite.
         if not any(isinstance(picture, Picture) for picture in made):
@@ -69,6 +71,10 @@ def write_report(findings: Findings, folder: Path) -> list[str]:
         embedded=lambda picture: base64.b64encode(picture.png).decode(),
     )
     for picture in drawn:
-        write_atomic(folder / picture.file, lambda file, png=picture.png: file.write(png))
-    write_atomic(folder / PAGE, lambda file: file.write(page.encode()))
+        write_atomic(folder / picture.file, partial(_write, picture.png))
+    write_atomic(folder / PAGE, partial(_write, page.encode()))
     return problems
+
+
+def _write(content: bytes, file: IO[bytes]) -> None:
+    file.write(content)

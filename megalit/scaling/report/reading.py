@@ -2,20 +2,19 @@
 
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from megalit.errors import UserError
 from megalit.files import read_json
+from megalit.scaling.ledger import read_ledger
 from megalit.scaling.records import FILE as RECORD
 from megalit.scaling.records import RunRecord, read_record
 
 EVALUATION = "evaluation.json"
 ENSEMBLE = "ensemble.json"
-
-T = TypeVar("T")
 
 # (x, loss in nats per token), by x.
 Curve = tuple[tuple[float, float], ...]
@@ -85,78 +84,58 @@ def find_runs(places: Iterable[str]) -> Findings:
     A file that cannot be read is a problem that is named, not an end.
 
     Raises:
-        UserError: a place does not exist, or no record under them can be read.
+        UserError: no place is named, or no record under them can be read.
     """
     roots = _roots(places)
-    problems: list[str] = []
-    folders = _folders(roots, RECORD)
-    names = _names([*folders, *(folder for folder in _folders(roots, ENSEMBLE) if folder not in folders)])
-    runs = [run for folder in folders if (run := _tried(lambda: _read_run(folder, names[folder], problems), problems))]
-    if not runs:
-        where = ", ".join(str(root) for root in roots)
-        why = f" ({'; '.join(problems)})" if problems else ""
-        raise UserError(f"no record of a run is in {where}{why}: name folders of runs that `megalit fit` trained")
-    known = {run.folder: run for run in runs}
-    ensembles = [
-        ensemble
-        for folder in _folders(roots, ENSEMBLE)
-        if (ensemble := _tried(lambda: _read_ensemble(folder, names[folder], known), problems))
-    ]
+    ledger = read_ledger(roots)
+    problems = list(ledger.problems)
+    ensemble_folders = list(dict.fromkeys(file.parent for root in roots for file in sorted(root.rglob(ENSEMBLE))))
+    names = _names([*ledger.records, *ensemble_folders])
+    runs = {
+        folder: Run(folder, names[folder], record, _evaluation(folder / EVALUATION, problems))
+        for folder, record in ledger.records.items()
+    }
+    ensembles = []
+    for folder in ensemble_folders:
+        try:
+            ensembles.append(_read_ensemble(folder, names[folder], runs))
+        except UserError as error:
+            problems.append(str(error))
     return Findings(
-        tuple(run for run in runs if run.record.status == "finished"),
-        tuple(run for run in runs if run.record.status != "finished"),
+        tuple(run for run in runs.values() if run.record.status == "finished"),
+        tuple(run for run in runs.values() if run.record.status != "finished"),
         tuple(ensembles),
-        tuple(problems),
+        tuple(dict.fromkeys(problems)),
     )
 
 
 def _roots(places: Iterable[str]) -> list[Path]:
+    """Folders, each once: patterns are resolved, and a file stands for its folder."""
     roots: list[Path] = []
     for place in places:
         # A folder may have brackets in its name, so it is a pattern only where no such folder is.
-        found = [place] if Path(place).exists() else sorted(glob.glob(place, recursive=True))
-        if not found:
-            raise UserError(f"{place} does not exist: name run folders, folders of runs, or a pattern that matches some")
-        roots += [Path(name) for name in found]
-    if not roots:
-        raise UserError("no run is named: give run folders, folders of runs or patterns, as in `megalit report runs`")
-    return roots
-
-
-def _folders(roots: Sequence[Path], file: str) -> list[Path]:
-    """Folders that hold a file of this name, each once, in order."""
-    found: dict[Path, None] = {}
-    for root in roots:
-        folder = root.parent if root.is_file() else root
-        for path, children, files in os.walk(folder):
-            # Hidden folders are what a killed process left behind.
-            children[:] = sorted(name for name in children if not name.startswith("."))
-            if file in files:
-                found[Path(path).resolve()] = None
-    return list(found)
+        # pathlib has no absolute patterns.
+        found = [] if Path(place).exists() else sorted(glob.glob(place, recursive=True))  # noqa: PTH207
+        for name in found or [place]:
+            path = Path(name).resolve()
+            roots.append(path.parent if path.is_file() else path)
+    return list(dict.fromkeys(roots))
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
     """Paths from the innermost folder that holds all of them."""
-    if not folders:
-        return {}
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
     return {folder: folder.relative_to(common).as_posix() for folder in folders}
 
 
-def _tried(read: Callable[[], T], problems: list[str]) -> T | None:
+def _evaluation(path: Path, problems: list[str]) -> dict[str, SuiteResult]:
+    if not path.exists():
+        return {}
     try:
-        return read()
+        return _read_evaluation(path)
     except UserError as error:
         problems.append(str(error))
-        return None
-
-
-def _read_run(folder: Path, name: str, problems: list[str]) -> Run:
-    record = read_record(folder)
-    path = folder / EVALUATION
-    evaluation = _tried(lambda: _read_evaluation(path), problems) if path.exists() else None
-    return Run(folder, name, record, evaluation or {})
+        return {}
 
 
 def _read_evaluation(path: Path) -> dict[str, SuiteResult]:
@@ -177,7 +156,7 @@ def _curve(result: dict[str, Any], name: str) -> Curve:
     return tuple((float(x), float(loss)) for x, loss in result.get(name) or () if loss is not None)
 
 
-def _read_ensemble(folder: Path, name: str, known: dict[Path, Run]) -> Ensemble:
+def _read_ensemble(folder: Path, name: str, known: Mapping[Path, Run]) -> Ensemble:
     path = folder / ENSEMBLE
     value = read_json(path)
     try:
@@ -193,7 +172,7 @@ def _read_ensemble(folder: Path, name: str, known: dict[Path, Run]) -> Ensemble:
     return Ensemble(folder, name, tuple(members), losses)
 
 
-def _member(folder: Path, member: str, known: dict[Path, Run]) -> Run:
+def _member(folder: Path, member: str, known: Mapping[Path, Run]) -> Run:
     for place in (folder / member, folder.parent / member, Path(member)):
         run = known.get(place.resolve())
         if run is not None:

@@ -78,9 +78,8 @@ class Family:
     tokenizer: str
 
     def __str__(self) -> str:
-        return (
-            f"{short(self.parameters)} parameters, {short(self.real_tokens)} real tokens, context {self.context_length:,}"
-        )
+        sizes = f"{short(self.parameters)} parameters, {short(self.real_tokens)} real tokens"
+        return f"{sizes}, context {self.context_length:,}"
 
 
 @dataclass(frozen=True)
@@ -189,6 +188,14 @@ class Study:
             if key not in best or loss.mean < best[key][1].mean:
                 best[key] = (setting, loss)
         return sorted(best.values(), key=lambda pair: order_of(pair[0]))
+
+    def best_by_stream(self, family: Family, suite: str) -> list[tuple[Setting, Loss]]:
+        """The setting of lowest loss for each stream."""
+        best: dict[str, tuple[Setting, Loss]] = {}
+        for setting, loss in self.best(family, suite):
+            if setting.stream not in best or loss.mean < best[setting.stream][1].mean:
+                best[setting.stream] = (setting, loss)
+        return list(best.values())
 
     @property
     def differing(self) -> list[str]:

@@ -24,6 +24,8 @@ def settings_table(study: Study) -> Table:
     keys = _short_names(study.differing)
     header = [
         ("stream", "synthetic streams beside the real one"),
+        ("seeds", "runs that differ in nothing else"),
+        *((f"{suite} (nats/token)", "validation loss, mean ± standard deviation over seeds") for suite in study.suites),
         *((name, key) for key, name in keys.items()),
         ("parameters", "of the model, embeddings included"),
         ("real tokens", "unique tokens of the real training documents"),
@@ -31,8 +33,6 @@ def settings_table(study: Study) -> Table:
         ("tokens", "read in the whole run"),
         ("epochs", "of each stream"),
         ("FLOPs", "of training, one run"),
-        ("seeds", "runs that differ in nothing else"),
-        *((f"{suite} (nats/token)", "validation loss, mean ± standard deviation over seeds") for suite in study.suites),
         *((f"{suite} (bits/byte)", "the same in bits for each byte of text") for suite in study.suites),
     ]
     return Table(tuple(header), tuple(_row(setting, list(keys), study.suites) for setting in study.settings))
@@ -42,6 +42,8 @@ def _row(setting: Setting, keys: Sequence[str], suites: Sequence[str]) -> tuple[
     record = setting.record
     return (
         setting.name,
+        f"{len(setting.runs)}",
+        *(str(setting.loss(suite) or NONE) for suite in suites),
         *(_value(setting.settings.get(key)) for key in keys),
         f"{record.parameters['total']:,}",
         f"{record.unique_real_tokens:,}",
@@ -49,8 +51,6 @@ def _row(setting: Setting, keys: Sequence[str], suites: Sequence[str]) -> tuple[
         f"{setting.tokens:,}",
         ", ".join(f"{name} {epochs:.3g}" for name, epochs in record.epochs.items()),
         f"{record.flops:.2e}",
-        f"{len(setting.runs)}",
-        *(str(setting.loss(suite) or NONE) for suite in suites),
         *(_bits(setting, suite) for suite in suites),
     )
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from megalit.scaling.report.drawing import (
     LOSS,
     Line,
@@ -166,11 +168,10 @@ def against_epochs(study: Study, suite: str) -> Picture | Missing:
 
 def training_curves(study: Study, suite: str) -> Picture | Missing:
     """Validation and training loss over tokens, of each stream's best settings and of unfinished runs."""
-    shown: list[tuple[str, list[tuple[Run, str, object]]]] = []
+    shown: list[tuple[str, list[tuple[Run, str, str]]]] = []
     for family in study.compared:
-        best = study.best(family, suite)
-        generations = generations_of(best)
-        runs = [(s.runs[0], s.name, shade_of(s, generations)) for s, _ in best if _points(s.runs[0], suite)]
+        best = study.best_by_stream(family, suite)
+        runs = [(s.runs[0], s.name, colour_of(s.stream)) for s, _ in best if _points(s.runs[0], suite)]
         if runs:
             shown.append((str(family), runs))
     going = [run for run in study.unfinished if _points(run, suite)]
@@ -185,7 +186,9 @@ def training_curves(study: Study, suite: str) -> Picture | Missing:
         ends = []
         for run, label, colour in runs:
             points = _points(run, suite)
-            training = [(p.tokens, p.losses["train"]) for p in run.record.training_curve if _known(p.losses.get("train"))]
+            training = [
+                (p.tokens, p.losses["train"]) for p in run.record.training_curve if _known(p.losses.get("train"))
+            ]
             if training:
                 x, y = zip(*training, strict=True)
                 panel.plot(x, y, color=colour, linewidth=0.8, alpha=0.45)
@@ -195,8 +198,8 @@ def training_curves(study: Study, suite: str) -> Picture | Missing:
             rows.append((run.name, label, str(len(points)), short(x[-1]), f"{y[-1]:.4f}", f"{min(y):.4f}"))
         panel.xaxis.set_major_formatter(lambda value, _: short(value) if value else "0")
         heights = [y for run, _, _ in runs for _, y in _points(run, suite)]
-        reach = max(heights) - min(heights)
-        panel.set_ylim(top=max(heights) + 0.15 * reach + 0.05)
+        # The first losses are far above what is to be compared.
+        panel.set_ylim(top=float(np.quantile(heights, 0.85)) + 0.05)
         panel.set(xlabel="training tokens", ylabel="loss (nats per token)")
         label_ends(canvas, panel, ends)
     return Picture(
@@ -204,7 +207,7 @@ def training_curves(study: Study, suite: str) -> Picture | Missing:
         suite,
         title,
         "Points: validation loss; thin lines: training loss over all streams of the run. The best setting of each "
-        "stream and G, its first seed. What training lost before the first validation is above the picture.",
+        "stream, its first seed. The first losses lie above the picture.",
         to_png(canvas),
         ("run", "stream", "validations", "tokens", "last loss", "lowest loss"),
         tuple(rows),
@@ -239,4 +242,3 @@ def _known(loss: float | None) -> bool:
 
 def _count(number: float | None) -> str:
     return f"{number:,.0f}" if number is not None else "–"
-

@@ -9,16 +9,16 @@ from megalit.scaling.report.drawing import (
     Line,
     Missing,
     Picture,
+    colour_of,
     draw_line,
     label_ends,
     log_axis,
+    marker_of,
     panels,
-    shade_of,
     to_png,
 )
 from megalit.scaling.report.reading import Curve, SuiteResult
 from megalit.scaling.report.study import Family, Setting, Study
-from megalit.scaling.report.trends import generations_of
 
 # Positions are joined into so many equal steps of the logarithm for drawing; single ones are all noise.
 _STEPS = 24
@@ -64,14 +64,14 @@ def _curves(
     shown: list[tuple[Family, list[Line]]] = []
     rows: list[tuple[str, ...]] = []
     for family in study.compared:
-        best = study.best(family, suite)
-        generations = generations_of(best)
         lines = []
-        for setting, _ in best:
-            curves = [curve for run in setting.runs if suite in run.evaluation if (curve := curve_of(run.evaluation[suite]))]
+        for setting, _ in study.best_by_stream(family, suite):
+            curves = [
+                curve for run in setting.runs if suite in run.evaluation if (curve := curve_of(run.evaluation[suite]))
+            ]
             if not curves:
                 continue
-            line = _mean(setting, curves, shade_of(setting, generations))
+            line = _mean(setting, curves)
             lines.append(line)
             rows += [(str(family), setting.name, f"{x:,.0f}", f"{y:.4f}") for x, y in zip(line.x, line.y, strict=True)]
         if lines:
@@ -82,26 +82,30 @@ def _curves(
     for panel, (_, lines) in zip(axes, shown, strict=True):
         for line in lines:
             draw_line(panel, line)
-        log_axis(panel.xaxis, [x for line in lines for x in line.x], lambda value: f"{value:,.0f}")
+        longest = max(x for line in lines for x in line.x)
+        shortest = min(x for line in lines for x in line.x)
+        powers = [float(2**k) for k in range(int(longest).bit_length()) if 2**k >= shortest]
+        log_axis(panel.xaxis, powers or [longest], "{:,.0f}".format)
         panel.set(xlabel=x_label, ylabel=LOSS)
         label_ends(canvas, panel, [(line.x[-1], line.y[-1], line.label, line.colour) for line in lines])
     return Picture(
         name,
         suite,
         title,
-        f"{caption} The best setting of each stream and G, mean over its seeds.",
+        f"{caption} The best setting of each stream, mean over its seeds.",
         to_png(canvas),
         ("model and data", "stream", x_label, LOSS),
         tuple(rows),
     )
 
 
-def _mean(setting: Setting, curves: list[Curve], colour: object) -> Line:
+def _mean(setting: Setting, curves: list[Curve]) -> Line:
     """Mean and deviation over seeds, where all of them were measured."""
     shared = sorted(set.intersection(*({x for x, _ in curve} for curve in curves)))
     values = np.array([[dict(curve)[x] for x in shared] for curve in curves])
     deviation = values.std(axis=0, ddof=1).tolist() if len(curves) > 1 else []
-    return Line(setting.name, colour, [float(x) for x in shared], values.mean(axis=0).tolist(), deviation)
+    colour, marker = colour_of(setting.stream), marker_of(setting.stream)
+    return Line(setting.name, colour, list(shared), values.mean(axis=0).tolist(), deviation, marker)
 
 
 def joined(curve: Curve) -> Curve:
