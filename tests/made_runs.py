@@ -67,8 +67,9 @@ def make_ensemble(folder: Path, members: list[Path], losses: list[float], suite:
     write_json(
         folder / "ensemble.json",
         {
-            "members": [member.name for member in members],
-            "averages": {"probabilities": {suite: losses}, "logits": {suite: worse}},
+            "format": 1,
+            "members": [str(member) for member in members],
+            "suites": {suite: {"averages": {"probabilities": losses, "logits": worse}}},
         },
     )
     return folder
@@ -111,20 +112,19 @@ def _loss(stream: str, generations: int, epochs: float, fraction: float, real_do
 def _evaluation(loss: float, stream: str) -> dict[str, Any]:
     slope = {"real": 0.05, "simple": 0.055, "stitched": 0.065, "latent_thoughts": 0.065}[stream]
     positions = [32 * (k + 0.5) for k in range(32)]
-    return {
-        "iid": {
-            "nats_per_token": loss,
-            "bits_per_byte": loss / math.log(2) / 4.1,
-            "by_position": [[x, loss - 0.1 + slope * 10 / math.sqrt(x)] for x in positions],
-            "by_context_length": [[x, loss + slope * math.log2(1024 / x)] for x in (128, 256, 512, 1024)],
-        },
-        "long context": {
-            "nats_per_token": loss + 0.35 - slope,
-            "bits_per_byte": (loss + 0.35) / math.log(2) / 4.0,
-            "by_position": [],
-            "by_context_length": [],
-        },
+    iid = {
+        "nats_per_token": loss,
+        "bits_per_byte": loss / math.log(2) / 4.1,
+        "by_position": [[x, loss - 0.1 + slope * 10 / math.sqrt(x)] for x in positions],
+        "by_context_length": [[x, loss + slope * math.log2(1024 / x)] for x in (128, 256, 512, 1024)],
     }
+    long_context = {
+        "nats_per_token": loss + 0.35 - slope,
+        "bits_per_byte": (loss + 0.35 - slope) / math.log(2) / 4.0,
+        "by_position": [],
+        "by_context_length": [],
+    }
+    return {"format": 1, "suites": {"iid": iid, "long context": long_context}, "tasks": {"piqa": {"accuracy": 0.5}}}
 
 
 def _record(

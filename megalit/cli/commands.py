@@ -1,7 +1,6 @@
 """Verbs that are one dataclass of settings: parsing them from flags and a configuration file."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -14,21 +13,8 @@ from megalit.errors import UserError
 T = TypeVar("T")
 
 
-def parse(
-    verb: str,
-    command: type[T],
-    arguments: Sequence[str],
-    epilog: str | None = None,
-    positional: str | None = None,
-) -> T:
+def parse(verb: str, command: type[T], arguments: Sequence[str], epilog: str | None = None) -> T:
     """The settings of a verb.
-
-    Args:
-        verb: its name.
-        command: dataclass of its settings.
-        arguments: what was given on the command line.
-        epilog: text below the help.
-        positional: a list among the settings whose values may be given without its flag, before all flags.
 
     Raises:
         UserError: a flag or key that is not known, or a value that cannot be used.
@@ -42,13 +28,8 @@ def parse(
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with these settings")
     parser.add_class_arguments(command)
-    given = list(arguments)
-    if positional is not None:
-        parser.usage = f"megalit {verb} {positional.upper()} ... [options]"
-        count = next((place for place, argument in enumerate(given) if argument.startswith("-")), len(given))
-        given = [*([f"--{positional}", json.dumps(given[:count])] if count else []), *given[count:]]
     try:
-        parsed: Namespace = parser.parse_args(given)
+        parsed: Namespace = parser.parse_args(list(arguments))
         made: T = command(
             **{key: value for key, value in parser.instantiate_classes(parsed).items() if key != "config"}
         )

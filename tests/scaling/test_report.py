@@ -124,6 +124,9 @@ def test_seeds_are_joined_to_mean_and_deviation(experiment: tuple[Path, Page]) -
     assert row["tokens"] == f"{sum(records[0].tokens_seen.values()):,}"
     assert row["FLOPs"] == f"{records[0].flops:.2e}"
     assert row["epochs"].startswith("real 16")
+    bits = [record.losses["iid"]["bits_per_byte"] for record in records]
+    assert row["iid (bits/byte)"].startswith(f"{statistics.mean(bits):.4f} ± ")
+    assert row["piqa (accuracy)"] == "0.5000 ± 0.0000"
     drawn = [row for row in page.numbers("Loss against generations: iid") if row["stream"] == "stitched"]
     assert [row["generations of each document (G)"] for row in drawn] == ["1", "2", "4", "8", "11"]
     assert drawn[-1]["validation loss (nats per token)"] == expected
@@ -194,6 +197,23 @@ def test_three_members_have_an_asymptote_without_an_interval(tmp_path: Path) -> 
     assert row["interval"] == "–"
 
 
+def test_members_are_found_where_the_ensemble_has_gone(tmp_path: Path) -> None:
+    """Paths are those of where it was made; snapshots of one run are checkpoints in its folder."""
+    members = [make_run(tmp_path / "runs" / "five" / f"member-{k}", seed=k) for k in range(2)]
+    make_ensemble(tmp_path / "runs" / "five", [Path("runs/five") / member.name for member in members], [3.4, 3.3])
+    snapshots = [Path("runs/five/member-0/checkpoints") / f"step-{k}.ckpt" for k in (1, 2)]
+    make_ensemble(tmp_path / "runs" / "snapshots", snapshots, [3.5, 3.4])
+    (tmp_path / "runs").rename(tmp_path / "runs2")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs2").rename(tmp_path / "elsewhere" / "runs")
+    found = find_runs([str(tmp_path / "elsewhere")])
+    assert [[member.name for member in ensemble.members] for ensemble in found.ensembles] == [
+        ["five/member-0", "five/member-1"],
+        ["five/member-0", "five/member-0"],
+    ]
+    assert not found.problems
+
+
 def test_too_few_members_have_no_asymptote(tmp_path: Path) -> None:
     members = [make_run(tmp_path / "runs" / f"m{k}", seed=k) for k in range(2)]
     make_ensemble(tmp_path / "runs" / "ensemble", members, [3.4, 3.3])
@@ -222,7 +242,7 @@ def test_damaged_and_unfinished_runs_are_named(tmp_path: Path) -> None:
     torn = make_run(tmp_path / "runs" / "torn") / "record.json"
     torn.write_text(torn.read_text()[:500])
     odd = make_run(tmp_path / "runs" / "odd", seed=1) / "evaluation.json"
-    odd.write_text('{"iid": {"nats_per_token": 3, "by_position": [1]}}')
+    odd.write_text('{"suites": {"iid": {"nats_per_token": 3, "by_position": [1]}}}')
     diverged = make_run(tmp_path / "runs" / "diverged", generations=2, evaluated=False)
     record = read_record(diverged)
     record.losses["iid"]["nats_per_token"] = float("nan")
@@ -234,7 +254,7 @@ def test_damaged_and_unfinished_runs_are_named(tmp_path: Path) -> None:
         "going is not finished",
         f"{odd} is no evaluation",
         "diverged has no finite loss",
-        "names the member gone, which is not there",
+        f"names the member {tmp_path}/runs/gone, which is not there",
     ):
         assert words in page.text
     # An unfinished run's loss is not a result.

@@ -96,8 +96,9 @@ def data_efficiency(study: Study, suite: str) -> Picture | Missing:
         "data_efficiency",
         suite,
         _TITLE,
-        "Left: real documents alone on nested subsets, and their law. Right: the real data that the baseline would "
-        "need for each result, as a multiple of what it needs for its own loss, with 95% intervals of the bootstrap.",
+        "Left: real documents alone on nested subsets, and their law with its 95% interval (bootstrap). Right: the "
+        "real data that the baseline would need for each result, as a multiple of what its own loss is worth. The "
+        "intervals are those of the baseline's law; the noise of a result's own seeds comes on top.",
         to_png(canvas),
         ("model and data", "result", LOSS, "times the data", "interval (95%)", "real tokens it is worth"),
         tuple(rows),
@@ -159,7 +160,7 @@ def _draw_results(axes: Axes, results: Sequence[_Result]) -> None:
     limit = 1.05 * min(max([*ends, *known, 2.0]), 2.5 * max(known, default=2.0))
     first = min([1.0, *known, *ends]) * 0.9
     # Narrow axes hold about six ticks.
-    steps = (1, 2, 5) if limit / first < 40 else (1,)
+    steps = (1, 2, 5) if limit / first < 25 else (1, 3) if limit / first < 250 else (1,)
     ticks = [step * 10.0**power for power in range(-3, 7) for step in steps]
     log_axis(axes.xaxis, [tick for tick in ticks if first <= tick <= limit], "{:g}".format)
     axes.set_xlim(first, limit)

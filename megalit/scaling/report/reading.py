@@ -26,23 +26,33 @@ class SuiteResult:
 
     Attributes:
         loss: nats per token.
+        bits_per_byte: the same in bits for each byte of text.
         by_position: loss against the position in the window.
         by_context_length: loss against the tokens of context.
     """
 
     loss: float | None
+    bits_per_byte: float | None
     by_position: Curve
     by_context_length: Curve
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """What ``megalit evaluate`` found: losses by suite, and accuracies of benchmarks."""
+
+    suites: dict[str, SuiteResult] = field(default_factory=dict)
+    tasks: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Run:
-    """A run folder's record, and its evaluation where there is one."""
+    """A run folder's record, and its evaluation, which may be empty."""
 
     folder: Path
     name: str
     record: RunRecord
-    evaluation: dict[str, SuiteResult]
+    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -128,28 +138,32 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
     return {folder: folder.relative_to(common).as_posix() for folder in folders}
 
 
-def _evaluation(path: Path, problems: list[str]) -> dict[str, SuiteResult]:
+def _evaluation(path: Path, problems: list[str]) -> Evaluation:
     if not path.exists():
-        return {}
+        return Evaluation()
     try:
         return _read_evaluation(path)
     except UserError as error:
         problems.append(str(error))
-        return {}
+        return Evaluation()
 
 
-def _read_evaluation(path: Path) -> dict[str, SuiteResult]:
+def _read_evaluation(path: Path) -> Evaluation:
     value = read_json(path)
     try:
-        return {
+        suites = {
             str(suite): SuiteResult(
-                result["nats_per_token"], _curve(result, "by_position"), _curve(result, "by_context_length")
+                result["nats_per_token"],
+                result.get("bits_per_byte"),
+                _curve(result, "by_position"),
+                _curve(result, "by_context_length"),
             )
-            for suite, result in value.items()
-            if isinstance(result, dict) and "nats_per_token" in result
+            for suite, result in value.get("suites", {}).items()
         }
+        tasks = {str(task): float(result["accuracy"]) for task, result in value.get("tasks", {}).items()}
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no evaluation ({error}): run `megalit evaluate` again") from error
+    return Evaluation(suites, tasks)
 
 
 def _curve(result: dict[str, Any], name: str) -> Curve:
@@ -161,10 +175,10 @@ def _read_ensemble(folder: Path, name: str, known: Mapping[Path, Run]) -> Ensemb
     value = read_json(path)
     try:
         members = [_member(folder, str(member), known) for member in value["members"]]
-        losses = {
-            str(average): {str(suite): tuple(float(loss) for loss in values) for suite, values in suites.items()}
-            for average, suites in value["averages"].items()
-        }
+        losses: dict[str, dict[str, tuple[float, ...]]] = {}
+        for suite, result in value["suites"].items():
+            for average, curve in result["averages"].items():
+                losses.setdefault(str(average), {})[str(suite)] = tuple(float(loss) for loss in curve)
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no ensemble ({error}): run `megalit ensemble` again") from error
     if not members:
@@ -173,10 +187,13 @@ def _read_ensemble(folder: Path, name: str, known: Mapping[Path, Run]) -> Ensemb
 
 
 def _member(folder: Path, member: str, known: Mapping[Path, Run]) -> Run:
-    for place in (folder / member, folder.parent / member, Path(member)):
-        run = known.get(place.resolve())
-        if run is not None:
-            return run
-        if (place / RECORD).exists():
-            return Run(place.resolve(), member, read_record(place), {})
+    """A member is named by its path from where the ensemble was made, which need not be here; it may be a checkpoint,
+    whose run is a folder above it."""
+    places = [Path(member), folder / member, *(parent / member for parent in folder.parents)]
+    for place in places:
+        for path in (place.resolve(), *place.resolve().parents[:2]):
+            if path in known:
+                return known[path]
+            if (path / RECORD).exists():
+                return Run(path, member, read_record(path), Evaluation())
     raise UserError(f"{folder / ENSEMBLE} names the member {member}, which is not there: name its folder, too")

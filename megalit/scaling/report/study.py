@@ -45,7 +45,8 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Loss:
-    """Losses of one setting over its seeds: mean and sample standard deviation in nats per token."""
+    """What one setting reached over its seeds (nats per token, bits per byte, accuracy), with mean and sample standard
+    deviation."""
 
     values: tuple[float, ...]
 
@@ -145,15 +146,32 @@ class Setting:
         return flat | ({"stores": json.dumps(stores)} if stores else {})
 
     def loss(self, suite: str) -> Loss | None:
-        values = [loss for run in self.runs if (loss := loss_of(run, suite)) is not None]
-        return Loss(tuple(values)) if values else None
+        return self._over_seeds([loss_of(run, suite) for run in self.runs])
+
+    def bits_per_byte(self, suite: str) -> Loss | None:
+        return self._over_seeds([bits_of(run, suite) for run in self.runs])
+
+    def accuracy(self, task: str) -> Loss | None:
+        return self._over_seeds([run.evaluation.tasks.get(task) for run in self.runs])
+
+    @staticmethod
+    def _over_seeds(values: Sequence[float | None]) -> Loss | None:
+        known = tuple(value for value in values if value is not None)
+        return Loss(known) if known else None
 
 
 def loss_of(run: Run, suite: str) -> float | None:
     """A run's loss in nats per token: its evaluation's where there is one, else its record's."""
-    result = run.evaluation.get(suite)
+    result = run.evaluation.suites.get(suite)
     loss = result.loss if result else run.record.losses.get(suite, {}).get("nats_per_token")
     return loss if loss is not None and math.isfinite(loss) else None
+
+
+def bits_of(run: Run, suite: str) -> float | None:
+    """The same in bits per byte."""
+    result = run.evaluation.suites.get(suite)
+    bits = result.bits_per_byte if result else run.record.losses.get(suite, {}).get("bits_per_byte")
+    return bits if bits is not None and math.isfinite(bits) else None
 
 
 @dataclass(frozen=True)
@@ -214,7 +232,7 @@ def make_study(findings: Findings) -> tuple[Study, list[str]]:
     groups: dict[str, list[Run]] = {}
     problems = []
     for run in findings.runs:
-        found = [suite for suite in {**run.record.losses, **run.evaluation} if loss_of(run, suite) is not None]
+        found = [suite for suite in {**run.record.losses, **run.evaluation.suites} if loss_of(run, suite) is not None]
         suites |= dict.fromkeys(found)
         if not found:
             problems.append(f"{run.name} has no finite loss: it diverged, or had no validation documents")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megalit.scaling.report.reading import Run
-from megalit.scaling.report.study import Loss, Setting, Study, loss_of, short, stream_label
+from megalit.scaling.report.study import Setting, Study, loss_of, stream_label
 
 NONE = "–"
 
@@ -22,6 +22,7 @@ class Table:
 def settings_table(study: Study) -> Table:
     """One row for each setting: what differs between them, what they cost, and their losses over seeds."""
     keys = _short_names(study.differing)
+    tasks = sorted({task for setting in study.settings for run in setting.runs for task in run.evaluation.tasks})
     header = [
         ("stream", "synthetic streams beside the real one"),
         ("seeds", "runs that differ in nothing else"),
@@ -34,11 +35,12 @@ def settings_table(study: Study) -> Table:
         ("epochs", "of each stream"),
         ("FLOPs", "of training, one run"),
         *((f"{suite} (bits/byte)", "the same in bits for each byte of text") for suite in study.suites),
+        *((f"{task} (accuracy)", "share of questions answered rightly") for task in tasks),
     ]
-    return Table(tuple(header), tuple(_row(setting, list(keys), study.suites) for setting in study.settings))
+    return Table(tuple(header), tuple(_row(setting, list(keys), study.suites, tasks) for setting in study.settings))
 
 
-def _row(setting: Setting, keys: Sequence[str], suites: Sequence[str]) -> tuple[str, ...]:
+def _row(setting: Setting, keys: Sequence[str], suites: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
     record = setting.record
     return (
         setting.name,
@@ -51,7 +53,8 @@ def _row(setting: Setting, keys: Sequence[str], suites: Sequence[str]) -> tuple[
         f"{setting.tokens:,}",
         ", ".join(f"{name} {epochs:.3g}" for name, epochs in record.epochs.items()),
         f"{record.flops:.2e}",
-        *(_bits(setting, suite) for suite in suites),
+        *(str(setting.bits_per_byte(suite) or NONE) for suite in suites),
+        *(str(setting.accuracy(task) or NONE) for task in tasks),
     )
 
 
@@ -90,15 +93,6 @@ def _run_row(run: Run, name: str, suites: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _bits(setting: Setting, suite: str) -> str:
-    """Bits per byte, from the ratio to nats in the record, which is the suite's own."""
-    known = setting.record.losses.get(suite, {})
-    nats, bits, loss = known.get("nats_per_token"), known.get("bits_per_byte"), setting.loss(suite)
-    if not nats or bits is None or loss is None:
-        return NONE
-    return str(Loss(tuple(value * bits / nats for value in loss.values)))
-
-
 def summary(study: Study) -> list[str]:
     """The findings in a few sentences."""
     runs = sum(len(setting.runs) for setting in study.settings)
@@ -134,6 +128,3 @@ def _value(value: Any) -> str:
 
 def _many(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-__all__ = ["Table", "runs_table", "settings_table", "short", "summary"]

@@ -67,7 +67,10 @@ def _curves(
         lines = []
         for setting, _ in study.best_by_stream(family, suite):
             curves = [
-                curve for run in setting.runs if suite in run.evaluation if (curve := curve_of(run.evaluation[suite]))
+                curve
+                for run in setting.runs
+                if suite in run.evaluation.suites
+                if (curve := curve_of(run.evaluation.suites[suite]))
             ]
             if not curves:
                 continue
