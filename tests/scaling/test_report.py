@@ -178,6 +178,21 @@ def test_data_efficiency_inverts_the_law_of_the_baseline(tmp_path: Path) -> None
     assert "Extrapolation" in page.text
 
 
+def test_a_baseline_that_does_not_fall_has_no_data_efficiency(tmp_path: Path) -> None:
+    for fraction in (0.25, 0.5, 1.0):
+        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + fraction)
+    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
+    page = report(tmp_path)
+    assert "Data efficiency: iid" not in page.headings
+    assert "do not fall with more of them" in page.text
+
+
+def test_a_run_in_training_has_its_curves(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "going", status="running")
+    page = report(tmp_path)
+    assert page.headings[0] == "Training and validation curves: iid"
+
+
 def test_ensembles_get_the_asymptote_of_their_law(tmp_path: Path) -> None:
     members = [make_run(tmp_path / "runs" / f"m{k}", "simple", 4, seed=k) for k in range(5)]
     make_ensemble(tmp_path / "runs" / "ensemble", members, [3.2 + 0.2 / k for k in range(1, 6)])

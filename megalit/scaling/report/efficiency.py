@@ -27,6 +27,8 @@ from megalit.scaling.report.drawing import (
 from megalit.scaling.report.study import Family, Loss, Setting, Study, short
 
 _TITLE = "Data efficiency"
+# In nats per token, from the smallest subset to all documents; below it the law is flat and has no inverse.
+_LEAST_FALL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,12 @@ def _baseline(study: Study, family: Family, suite: str) -> _Baseline | None:
         return None
     # Every seed is a point: their scatter is what the intervals rest on.
     pairs = [(setting.family.real_tokens, value) for setting, loss in points for value in loss.values]
-    return _Baseline(points, fit_power_law([float(x) for x, _ in pairs], [loss for _, loss in pairs]))
+    fit = fit_power_law([float(x) for x, _ in pairs], [loss for _, loss in pairs])
+    if fit.law.predict(min(fit.x)) - fit.law.predict(max(fit.x)) < _LEAST_FALL:
+        raise UserError(
+            "the losses on real documents alone do not fall with more of them, so no worth follows: tune them"
+        )
+    return _Baseline(points, fit)
 
 
 def _results(study: Study, family: Family, suite: str, baseline: _Baseline) -> list[_Result]:

@@ -245,6 +245,8 @@ def make_study(findings: Findings) -> tuple[Study, list[str]]:
     ]
     for _, ensemble in ensembles:
         suites |= {suite: None for average in ensemble.losses.values() for suite in average}
+    for run in findings.unfinished:
+        suites |= dict.fromkeys(suite for point in run.record.validation_curve for suite in point.losses)
     return Study(tuple(settings), tuple(ensembles), findings.unfinished, tuple(suites)), problems
 
 
