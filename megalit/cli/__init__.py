@@ -44,6 +44,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb("measure trained models on suites and benchmarks", "megalit.cli.evaluate:main", True),
     "scaling": Verb("list run records, fit scaling laws, say what data was worth", "megalit.cli.scaling:main"),
     "export": Verb("write a run's model in the Hugging Face format", "megalit.cli.export:main", True),
+    "report": Verb("draw what runs found, as one page and pictures", "megalit.cli.report:main"),
     "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main", True),
 }
 

@@ -1,0 +1,306 @@
+"""What was compared: runs that differ only in their seeds are one setting, and settings that share model, real data
+and context can be held against each other."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from megalit.scaling.records import RunRecord
+from megalit.scaling.report.reading import Ensemble, Findings, Run
+
+# Keys of a configuration in which two runs of one setting may differ: seeds, places, and what changes no result.
+_FREE = {
+    "run",
+    "seed_everything",
+    "prepare",
+    "checkpoint",
+    "record",
+    "progress",
+    "ckpt_path",
+    "data.init_args.stores",
+    "data.init_args.seed",
+    "data.init_args.num_workers",
+    "data.init_args.ignore_plan",
+    "model.seed",
+    "model.micro_batch",
+    "model.compile",
+    "model.gradient_checkpointing",
+    "model.attention",
+}
+# Of Lightning's own settings these change a result.
+_TRAINER = {"precision", "callbacks"}
+
+_KINDS = {
+    "Real": "real only",
+    "Simple": "simple",
+    "Stitched": "stitched",
+    "LatentThoughts": "latent thoughts",
+    "Samples": "self-distillation",
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one setting reached over its seeds (nats per token, bits per byte, accuracy), with mean and sample standard
+    deviation."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" if self.deviation is None else f"{self.mean:.4f} ± {self.deviation:.4f}"
+
+
+@dataclass(frozen=True, order=True)
+class Family:
+    """What settings must share to be compared in one panel.
+
+    Attributes:
+        parameters: of the model, embeddings included.
+        real_tokens: unique tokens of the real training documents.
+        context_length: tokens in a window.
+        tokenizer: its fingerprint.
+    """
+
+    parameters: int
+    real_tokens: int
+    context_length: int
+    tokenizer: str
+
+    def __str__(self) -> str:
+        sizes = f"{short(self.parameters)} parameters, {short(self.real_tokens)} real tokens"
+        return f"{sizes}, context {self.context_length:,}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in nothing but their seeds."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def record(self) -> RunRecord:
+        return self.runs[0].record
+
+    @cached_property
+    def family(self) -> Family:
+        plan = self.record.plan
+        return Family(
+            self.record.parameters["total"],
+            self.record.unique_real_tokens,
+            int(plan.get("context_length", 0)),
+            str(plan.get("settings", {}).get("tokenizer", "")),
+        )
+
+    @cached_property
+    def stream(self) -> str:
+        """What is trained on beside the real stream, as in the paper: ``real only``, ``simple``, ``stitched`` …"""
+        return stream_label(self.record)
+
+    @cached_property
+    def generations(self) -> int | None:
+        """Generations of each document: 0 for real documents alone, None where the plan does not count them."""
+        streams = _streams(self.record)
+        if streams and all(stream["kind"] == "Real" for stream in streams):
+            return 0
+        return max((stream["generations"] for stream in streams if "generations" in stream), default=None)
+
+    @property
+    def name(self) -> str:
+        return f"{self.stream}, G = {self.generations}" if self.generations else self.stream
+
+    @property
+    def synthetic_tokens(self) -> int:
+        """Unique synthetic tokens in the run's streams."""
+        return round(sum(s["unique_tokens"] * s["synthetic_fraction"] for s in self.record.plan.get("streams", ())))
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.record.tokens_seen.values())
+
+    @property
+    def real_epochs(self) -> float | None:
+        """Epochs of the separate real stream."""
+        names = [stream["name"] for stream in _streams(self.record) if stream["kind"] == "Real"]
+        return sum(self.record.epochs.get(name, 0.0) for name in names) if names else None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, flat, without what does not change a result."""
+        flat = flatten(self.record.config)
+        for trainer in [key for key in flat if key.startswith("trainer.")]:
+            if trainer.split(".")[1] not in _TRAINER:
+                del flat[trainer]
+        stores = self.record.plan.get("settings", {}).get("stores")
+        return flat | ({"stores": json.dumps(stores)} if stores else {})
+
+    def loss(self, suite: str) -> Loss | None:
+        return self._over_seeds([loss_of(run, suite) for run in self.runs])
+
+    def bits_per_byte(self, suite: str) -> Loss | None:
+        return self._over_seeds([bits_of(run, suite) for run in self.runs])
+
+    def accuracy(self, task: str) -> Loss | None:
+        return self._over_seeds([run.evaluation.tasks.get(task) for run in self.runs])
+
+    @staticmethod
+    def _over_seeds(values: Sequence[float | None]) -> Loss | None:
+        known = tuple(value for value in values if value is not None)
+        return Loss(known) if known else None
+
+
+def loss_of(run: Run, suite: str) -> float | None:
+    """A run's loss in nats per token: its evaluation's where there is one, else its record's."""
+    result = run.evaluation.suites.get(suite)
+    loss = result.loss if result else run.record.losses.get(suite, {}).get("nats_per_token")
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def bits_of(run: Run, suite: str) -> float | None:
+    """The same in bits per byte."""
+    result = run.evaluation.suites.get(suite)
+    bits = result.bits_per_byte if result else run.record.losses.get(suite, {}).get("bits_per_byte")
+    return bits if bits is not None and math.isfinite(bits) else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Settings and ensembles, ready to be compared."""
+
+    settings: tuple[Setting, ...]
+    ensembles: tuple[tuple[Setting, Ensemble], ...]
+    unfinished: tuple[Run, ...]
+    suites: tuple[str, ...]
+
+    @property
+    def families(self) -> list[Family]:
+        return sorted({setting.family for setting in self.settings})
+
+    @property
+    def compared(self) -> list[Family]:
+        """Families with more than one stream or G; all, where there is none: subsets of the real documents alone,
+        which a baseline's law is made of, have nothing to be compared with."""
+        several = [f for f in self.families if len({s.name for s in self.settings if s.family == f}) > 1]
+        return several or self.families
+
+    def of(self, family: Family, suite: str) -> list[tuple[Setting, Loss]]:
+        """A family's settings that have a loss on a suite."""
+        return [(s, loss) for s in self.settings if s.family == family and (loss := s.loss(suite)) is not None]
+
+    def best(self, family: Family, suite: str) -> list[tuple[Setting, Loss]]:
+        """The setting of lowest loss for each stream and number of generations, in the order of streams."""
+        best: dict[tuple[str, int | None], tuple[Setting, Loss]] = {}
+        for setting, loss in self.of(family, suite):
+            key = (setting.stream, setting.generations)
+            if key not in best or loss.mean < best[key][1].mean:
+                best[key] = (setting, loss)
+        return sorted(best.values(), key=lambda pair: order_of(pair[0]))
+
+    def best_by_stream(self, family: Family, suite: str) -> list[tuple[Setting, Loss]]:
+        """The setting of lowest loss for each stream."""
+        best: dict[str, tuple[Setting, Loss]] = {}
+        for setting, loss in self.best(family, suite):
+            if setting.stream not in best or loss.mean < best[setting.stream][1].mean:
+                best[setting.stream] = (setting, loss)
+        return list(best.values())
+
+    @property
+    def differing(self) -> list[str]:
+        """Configuration keys in which settings differ, without those of the stream's class."""
+        keys = {key: None for setting in self.settings for key in setting.settings}
+        return [
+            key
+            for key in keys
+            if key != "data.class_path" and len({json.dumps(s.settings.get(key)) for s in self.settings}) > 1
+        ]
+
+
+def make_study(findings: Findings) -> tuple[Study, list[str]]:
+    """Join seeds. Gives the study, and a line for each run that has no finite loss."""
+    suites: dict[str, None] = {}
+    groups: dict[str, list[Run]] = {}
+    problems = []
+    for run in findings.runs:
+        found = [suite for suite in {**run.record.losses, **run.evaluation.suites} if loss_of(run, suite) is not None]
+        suites |= dict.fromkeys(found)
+        if not found:
+            problems.append(f"{run.name} has no finite loss: it diverged, or had no validation documents")
+        groups.setdefault(_key(run), []).append(run)
+    settings = sorted((Setting(tuple(runs)) for runs in groups.values()), key=order_of)
+    of_run = {run.folder: setting for setting in settings for run in setting.runs}
+    ensembles = [
+        (of_run.get(ensemble.members[0].folder, Setting((ensemble.members[0],))), ensemble)
+        for ensemble in findings.ensembles
+    ]
+    for _, ensemble in ensembles:
+        suites |= {suite: None for average in ensemble.losses.values() for suite in average}
+    for run in findings.unfinished:
+        suites |= dict.fromkeys(suite for point in run.record.validation_curve for suite in point.losses)
+    return Study(tuple(settings), tuple(ensembles), findings.unfinished, tuple(suites)), problems
+
+
+def order_of(setting: Setting) -> tuple[Any, ...]:
+    """Settings in the order of model and data, stream (as listed above), generations, real epochs."""
+    labels = list(_KINDS.values())
+    kind = next((number for number, label in enumerate(labels) if setting.stream.startswith(label)), len(labels))
+    return (setting.family, kind, setting.stream, setting.generations or 0, setting.real_epochs or 0.0)
+
+
+def stream_label(record: RunRecord) -> str:
+    """A run's synthetic streams in words."""
+    streams = _streams(record)
+    synthetic = [stream for stream in streams if stream["kind"] != "Real"]
+    if not synthetic:
+        return "real only" if streams else " + ".join(record.tokens_seen)
+    labels = []
+    for stream in synthetic:
+        label = _KINDS.get(stream["kind"], stream["kind"])
+        details = []
+        if stream.get("real_document", "last") != "last":
+            details.append(f"real {stream['real_document']}")
+        if stream.get("order", "fixed") != "fixed":
+            details.append("order drawn")
+        labels.append(f"{label} ({', '.join(details)})" if details else label)
+    return " + ".join(dict.fromkeys(labels))
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Keys with dots, without those in which runs of one setting may differ."""
+    flat: dict[str, Any] = {}
+    for key, child in value.items():
+        name = f"{prefix}{key}"
+        if name in _FREE:
+            continue
+        if isinstance(child, dict) and child:
+            flat |= flatten(child, f"{name}.")
+        else:
+            flat[name] = child
+    return flat
+
+
+def short(number: float) -> str:
+    """A count in three digits: 154M, 1.38M, 899k."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _streams(record: RunRecord) -> Sequence[dict[str, Any]]:
+    streams: Sequence[dict[str, Any]] = record.plan.get("settings", {}).get("streams", ())
+    return streams
+
+
+def _key(run: Run) -> str:
+    return json.dumps(Setting((run,)).settings, sort_keys=True, default=str)

@@ -1,0 +1,305 @@
+"""The report says what the records say, names what it left out, and needs nothing beside itself."""
+
+import re
+import statistics
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_runs import make_ensemble, make_experiment, make_run
+
+from megalit.errors import UserError
+from megalit.scaling.records import read_record
+from megalit.scaling.report import PAGE, find_runs, write_report
+
+
+class Page(HTMLParser):
+    """The parts of a report that a reader sees."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html = html
+        self.tables: list[list[list[str]]] = []
+        self.headings: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.images: list[str] = []
+        self.text = ""
+        self._cell: list[str] | None = None
+        self._heading = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.links += [values[name] or "" for name in ("href", "src", "data", "action") if name in values]
+        if "id" in values:
+            self.ids.append(values["id"] or "")
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+        elif tag == "h2":
+            self.headings.append("")
+            self._heading = True
+        elif tag == "img":
+            self.images.append(values["alt"] or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            self.tables[-1][-1].append("".join(self._cell))
+            self._cell = None
+        elif tag == "h2":
+            self._heading = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._cell is not None:
+            self._cell.append(data)
+        if self._heading:
+            self.headings[-1] += data
+
+    def table(self, first: str) -> list[dict[str, str]]:
+        """The rows of the last table whose header begins so: those of settings and of runs end the page."""
+        rows = next(table for table in reversed(self.tables) if table[0][0] == first)
+        return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+    def numbers(self, heading: str) -> list[dict[str, str]]:
+        """The numbers behind a figure."""
+        rows = self.tables[self.headings.index(heading)]
+        return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+def report(folder: Path, *places: str) -> Page:
+    write_report(find_runs(places or [str(folder / "runs")]), folder / "report")
+    return Page((folder / "report" / PAGE).read_text())
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
+    folder = tmp_path_factory.mktemp("experiment")
+    make_experiment(folder / "runs")
+    return folder, report(folder)
+
+
+def test_every_figure_is_there_and_in_a_file(experiment: tuple[Path, Page]) -> None:
+    folder, page = experiment
+    expected = {
+        "loss_vs_generations",
+        "loss_vs_synthetic_tokens",
+        "data_efficiency",
+        "loss_vs_epochs",
+        "loss_vs_members",
+        "loss_vs_context_length",
+        "loss_by_position",
+        "training_curves",
+    }
+    pictures = list((folder / "report").glob("*.png"))
+    assert {path.stem.removesuffix("_iid") for path in pictures if path.stem.endswith("_iid")} == expected
+    assert "loss_vs_generations_long-context" in {path.stem for path in pictures}
+    assert all(path.read_bytes().startswith(b"\x89PNG\r\n") for path in pictures)
+    assert len(page.images) == len(pictures)
+    assert "Left out" not in page.headings
+
+
+def test_the_page_needs_nothing_beside_it(experiment: tuple[Path, Page]) -> None:
+    _, page = experiment
+    assert page.links
+    for link in page.links:
+        assert link.startswith("data:image/png;base64,") or link.removeprefix("#") in page.ids
+    without_images = re.sub(r'src="data:[^"]*"', "", page.html)
+    assert not re.search(r"https?://|url\(|@import|<script|<link", without_images)
+
+
+def test_seeds_are_joined_to_mean_and_deviation(experiment: tuple[Path, Page]) -> None:
+    folder, page = experiment
+    records = [read_record(folder / "runs" / f"stitched-11-{seed}") for seed in range(3)]
+    losses = [record.losses["iid"]["nats_per_token"] for record in records]
+    expected = f"{statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f}"
+    (row,) = [row for row in page.table("stream") if row["iid (nats/token)"] == expected]
+    assert row["stream"] == "stitched, G = 11"
+    assert row["seeds"] == "3"
+    assert row["parameters"] == "1,377,408"
+    assert row["tokens"] == f"{sum(records[0].tokens_seen.values()):,}"
+    assert row["FLOPs"] == f"{records[0].flops:.2e}"
+    assert row["epochs"].startswith("real 16")
+    bits = [record.losses["iid"]["bits_per_byte"] for record in records]
+    assert row["iid (bits/byte)"].startswith(f"{statistics.mean(bits):.4f} ± ")
+    assert row["piqa (accuracy)"] == "0.5000 ± 0.0000"
+    drawn = [row for row in page.numbers("Loss against generations: iid") if row["stream"] == "stitched"]
+    assert [row["generations of each document (G)"] for row in drawn] == ["1", "2", "4", "8", "11"]
+    assert drawn[-1]["validation loss (nats per token)"] == expected
+
+
+def test_only_what_differs_is_a_column(experiment: tuple[Path, Page]) -> None:
+    _, page = experiment
+    columns = page.table("stream")[0]
+    assert {"real_epochs", "real_fraction", "generations", "real_document", "weight_decay"} <= set(columns)
+    # The same in all runs, or free to differ between the runs of a setting.
+    assert not {"learning_rate", "context_length", "stores", "seed", "run", "accelerator", "default_root_dir"} & set(
+        columns
+    )
+
+
+def test_all_runs_are_listed_with_their_seeds(experiment: tuple[Path, Page]) -> None:
+    folder, page = experiment
+    rows = page.table("run")
+    names = [path.parent.relative_to(folder / "runs").as_posix() for path in (folder / "runs").rglob("record.json")]
+    assert sorted(row["run"] for row in rows) == sorted(names)
+    assert {row["model seed"] for row in rows if row["run"].startswith("stitched-11-")} == {"0", "1", "2"}
+
+
+def test_the_best_setting_is_drawn(tmp_path: Path) -> None:
+    """Two settings of one stream and G: the better one stands in the figure."""
+    make_run(tmp_path / "runs" / "a", "stitched", 4, weight_decay=0.1, loss=3.6)
+    make_run(tmp_path / "runs" / "b", "stitched", 4, weight_decay=0.4, loss=3.5)
+    make_run(tmp_path / "runs" / "real", "real", 0, loss=3.7)
+    rows = report(tmp_path).numbers("Loss against generations: iid")
+    assert [(row["stream"], row["validation loss (nats per token)"]) for row in rows] == [
+        ("real only", "3.7000"),
+        ("stitched", "3.5000"),
+    ]
+
+
+def test_data_efficiency_inverts_the_law_of_the_baseline(tmp_path: Path) -> None:
+    """The baseline follows L = 3 + 0.5 / sqrt(fraction); the loss it would have with 4 times the data is worth 4."""
+    for fraction in (0.125, 0.25, 0.5, 1.0):
+        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + 0.5 / fraction**0.5)
+    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
+    members = [make_run(tmp_path / "runs" / "ensemble" / f"m{k}", "simple", 4, seed=k, loss=3.6) for k in range(2)]
+    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.6, 2.9])
+    page = report(tmp_path)
+    rows = {row["result"]: row for row in page.numbers("Data efficiency: iid")}
+    assert rows["stitched, G = 4"]["times the data"] == "4.00×"
+    assert rows["stitched, G = 4"]["real tokens it is worth"] == "4M"
+    # Below the asymptote no amount of real data is enough.
+    assert rows["simple, G = 4, K = 2"]["times the data"] == "∞"
+    assert "Extrapolation" in page.text
+
+
+def test_a_baseline_that_does_not_fall_has_no_data_efficiency(tmp_path: Path) -> None:
+    for fraction in (0.25, 0.5, 1.0):
+        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + fraction)
+    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
+    page = report(tmp_path)
+    assert "Data efficiency: iid" not in page.headings
+    assert "do not fall with more of them" in page.text
+
+
+def test_a_run_in_training_has_its_curves(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "going", status="running")
+    page = report(tmp_path)
+    assert page.headings[0] == "Training and validation curves: iid"
+
+
+def test_ensembles_get_the_asymptote_of_their_law(tmp_path: Path) -> None:
+    members = [make_run(tmp_path / "runs" / f"m{k}", "simple", 4, seed=k) for k in range(5)]
+    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.2 + 0.2 / k for k in range(1, 6)])
+    # The members of this one lie beside it.
+    page = report(tmp_path)
+    rows = {row["average of"]: row for row in page.numbers("Loss against ensemble members: iid")}
+    assert float(rows["probabilities"]["asymptote"]) == pytest.approx(3.2, abs=1e-3)
+    # 0.006 (1 - 1 / K) was added to what falls as 0.2 / K.
+    assert float(rows["logits"]["asymptote"]) == pytest.approx(3.206, abs=1e-3)
+
+
+def test_three_members_have_an_asymptote_without_an_interval(tmp_path: Path) -> None:
+    members = [make_run(tmp_path / "runs" / f"m{k}", seed=k) for k in range(3)]
+    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.4, 3.3, 3.27])
+    row, _ = report(tmp_path).numbers("Loss against ensemble members: iid")
+    assert row["asymptote"] != "–"
+    assert row["interval"] == "–"
+
+
+def test_members_are_found_where_the_ensemble_has_gone(tmp_path: Path) -> None:
+    """Paths are those of where it was made; snapshots of one run are checkpoints in its folder."""
+    members = [make_run(tmp_path / "runs" / "five" / f"member-{k}", seed=k) for k in range(2)]
+    make_ensemble(tmp_path / "runs" / "five", [Path("runs/five") / member.name for member in members], [3.4, 3.3])
+    snapshots = [Path("runs/five/member-0/checkpoints") / f"step-{k}.ckpt" for k in (1, 2)]
+    make_ensemble(tmp_path / "runs" / "snapshots", snapshots, [3.5, 3.4])
+    (tmp_path / "runs").rename(tmp_path / "runs2")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs2").rename(tmp_path / "elsewhere" / "runs")
+    found = find_runs([str(tmp_path / "elsewhere")])
+    assert [[member.name for member in ensemble.members] for ensemble in found.ensembles] == [
+        ["five/member-0", "five/member-1"],
+        ["five/member-0", "five/member-0"],
+    ]
+    assert not found.problems
+
+
+def test_too_few_members_have_no_asymptote(tmp_path: Path) -> None:
+    members = [make_run(tmp_path / "runs" / f"m{k}", seed=k) for k in range(2)]
+    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.4, 3.3])
+    page = report(tmp_path)
+    assert {row["asymptote"] for row in page.numbers("Loss against ensemble members: iid")} == {"–"}
+    assert "no asymptote (3 coefficients need" in page.text
+
+
+def test_what_is_left_out_says_what_would_give_it(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "a", evaluated=False)
+    page = report(tmp_path)
+    assert page.headings == ["Training and validation curves: iid", "Settings", "Runs", "Left out"]
+    for words in (
+        "--data.real_fraction",
+        "megalit ensemble",
+        "megalit evaluate",
+        "--data.real_epochs",
+        "--data.generations",
+    ):
+        assert words in page.text
+
+
+def test_damaged_and_unfinished_runs_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "good")
+    make_run(tmp_path / "runs" / "going", status="running", loss=1.0)
+    torn = make_run(tmp_path / "runs" / "torn") / "record.json"
+    torn.write_text(torn.read_text()[:500])
+    odd = make_run(tmp_path / "runs" / "odd", seed=1) / "evaluation.json"
+    odd.write_text('{"suites": {"iid": {"nats_per_token": 3, "by_position": [1]}}}')
+    diverged = make_run(tmp_path / "runs" / "diverged", generations=2, evaluated=False)
+    record = read_record(diverged)
+    record.losses["iid"]["nats_per_token"] = float("nan")
+    record.write(diverged)
+    make_ensemble(tmp_path / "runs" / "ensemble", [tmp_path / "runs" / "gone"], [3.0])
+    page = report(tmp_path)
+    for words in (
+        str(torn),
+        "going is not finished",
+        f"{odd} is no evaluation",
+        "diverged has no finite loss",
+        f"names the member {tmp_path}/runs/gone, which is not there",
+    ):
+        assert words in page.text
+    # An unfinished run's loss is not a result.
+    assert [row["stream"] for row in page.table("stream")] == ["stitched, G = 2", "stitched, G = 4"]
+    assert {row["run"]: row["status"] for row in page.table("run")}["going"] == "unfinished"
+
+
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "record.json").write_text("{")
+    with pytest.raises(UserError, match=r"torn/record\.json"):
+        find_runs([str(tmp_path)])
+    with pytest.raises(UserError, match="no runs are named"):
+        find_runs([])
+
+
+def test_places_may_be_runs_patterns_and_folders_of_any_depth(tmp_path: Path) -> None:
+    for name in ("a", "deep/er/b", "c[1]", "d"):
+        make_run(tmp_path / "runs" / name)
+    places = [str(tmp_path / "runs" / "a"), str(tmp_path / "runs" / "*"), str(tmp_path / "runs" / "c[1]")]
+    found = find_runs([*places, str(tmp_path / "runs" / "d" / "record.json")])
+    assert sorted(run.name for run in found.runs) == ["a", "c[1]", "d", "deep/er/b"]
+
+
+def test_odd_names_are_text_not_markup(tmp_path: Path) -> None:
+    name = """<script>alert('&')</script>"x" $\\frac$ 100%_ärger"""
+    for seed in range(2):
+        make_run(tmp_path / "runs" / name / str(seed), seed=seed, status="running" if seed else "finished")
+    make_run(tmp_path / "runs" / "b", evaluated=False)
+    page = report(tmp_path)
+    assert "<script" not in page.html
+    assert f"{name}/0" in {row["run"] for row in page.table("run")}
+    assert f"{name}/1 is not finished" in page.text
