@@ -40,6 +40,7 @@ VERBS: dict[str, Verb] = {
     "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main", True),
     "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True),
     "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),
+    "sweep": Verb("tune settings of fit to a locally optimal point", "megalit.cli.sweep:main", True),
     "export": Verb("write a run's model in the Hugging Face format", "megalit.cli.export:main", True),
     "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main", True),
 }
