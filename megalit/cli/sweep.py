@@ -225,11 +225,11 @@ def _work(command: SweepCommand, sampler: BaseSampler, folder: Path) -> None:
         study = SharedStudy(folder, command.dead_after_seconds)
 
         def started(unit: Unit) -> None:
-            console.print(f"running    {run_name(unit, study.results.space)}")
+            console.print(f"running    {run_name(unit, study.results.space)}", soft_wrap=True)
 
         def ended(unit: Unit, outcome: Outcome) -> None:
             said = f"{outcome.loss:.4f}" if outcome.loss is not None else outcome.error
-            console.print(f"{outcome.status:<10} {run_name(unit, study.results.space)}: {said}")
+            console.print(f"{outcome.status:<10} {run_name(unit, study.results.space)}: {said}", soft_wrap=True)
 
         Worker(study, sampler, runner, command.trials, command.extend, slot, started, ended).run(stop)
 
@@ -267,11 +267,11 @@ def _show(results: Results, folder: Path) -> Certificate:
     certificate = certify(results)
     console.print(_table(results))
     for line in _lines(certificate):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     if results.claims:
         draw_sweep(results, folder / PICTURE)
     written = certificate.write(folder)
-    console.print(f"certificate in {written}, picture in {folder / PICTURE}, runs in {folder / 'runs'}")
+    console.print(f"certificate in {written}, picture in {folder / PICTURE}, runs in {folder / 'runs'}", soft_wrap=True)
     print(json.dumps(asdict(certificate)))
     return certificate
 

@@ -199,7 +199,9 @@ class Space:
     def grown(self, axis: int, side: Side) -> "Space | None":
         """This space with one more value on an axis; None where it cannot grow."""
         larger = self.axes[axis].grown(side)
-        return larger and replace(self, axes=(*self.axes[:axis], larger, *self.axes[axis + 1 :]))
+        if larger is None:
+            return None
+        return replace(self, axes=(*self.axes[:axis], larger, *self.axes[axis + 1 :]))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -146,8 +146,8 @@ class SharedStudy:
                 optuna.distributions.check_distribution_compatibility(old, new[key])
             except (KeyError, ValueError) as error:
                 raise UserError(
-                    f"{self.folder} holds a sweep whose space.{key} has values of another kind (whole, positive, or any "
-                    "numbers, or names): keep the kind, or choose another --output"
+                    f"{self.folder} holds a sweep whose space.{key} has values of another kind "
+                    "(whole, positive or any numbers, or names): keep the kind, or choose another --output"
                 ) from error
 
     def grow(self, space: Space) -> None:

@@ -102,8 +102,7 @@ class Worker:
         unit = results.first_free(wanted)
         if unit is None:
             return "wait" if wanted else "over"
-        # The sampler proposes the point of the first free unit; where the budget passed over it, the point is fixed.
-        return self._ask(sampler if sampler.point(self.study.study) == unit.point else FixedSampler(unit.point), unit)
+        return self._ask(FixedSampler(unit.point, by_number=True), unit)
 
     def _affordable(self, wanted: list[Unit], results: Results) -> list[Unit]:
         """What is wanted, without new points beyond the budget."""
