@@ -101,6 +101,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     space = Space.parse(command.space)
     sampler = _sampler(command, space)
     base = _base_settings(command, space)
+    seeds = _seeds(command, base)
     study = SharedStudy(folder, command.dead_after_seconds)
     study.describe(
         sweep={
@@ -111,7 +112,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             "by_number": isinstance(sampler, GridSampler),
         },
         space=space,
-        seeds=_seeds(command, base),
+        seeds=seeds,
         start={axis.key: _at(base, axis.key) for axis in space.axes} | command.start,
         retry_failed=command.retry_failed,
     )

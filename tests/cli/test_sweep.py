@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from optuna.samplers import TPESampler
 from running import Run, start
 
 from megalit.callbacks import Checkpoint
@@ -21,12 +22,13 @@ from megalit.tuning.study import SharedStudy
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def config(folder: Path, fit: Path, **settings: Any) -> Path:
+def config(folder: Path, base: Path, **settings: Any) -> Path:
     """A sweep over runs of a second: a rate that diverges is among its values."""
     path = folder / "sweep.yaml"
     value = {
         "output": "sweep",
-        "fit": [f"--config={fit}"],
+        "fit": [f"--config={base}"],
+        "start": {"model.weight_decay": 0.0},
         "space": {"model.learning_rate": [0.01, 1e30], "model.weight_decay": [0.0, 0.1]},
     }
     path.write_text(yaml.safe_dump(value | settings))
@@ -179,15 +181,7 @@ def test_the_sweeps_that_come_with_megalit_are_well_formed(path: Path, monkeypat
     assert sweep._base_settings(command, space)["model"]["shape"]
 
 
-def test_a_sampler_of_optuna_by_class_path(run: Run, small: Path, tmp_path: Path) -> None:
-    path = config(
-        tmp_path,
-        small,
-        search={"class_path": "optuna.samplers.TPESampler", "init_args": {"seed": 0}},
-        space={"model.learning_rate": {"float": [0.001, 0.1], "log": True}},
-        trials=1,
-    )
-    assert run("sweep", "--config", path) == 0
-    found = certificate(tmp_path)
-    assert found["trials"]["done"] == 1
-    assert 0.001 <= found["point"]["model.learning_rate"] <= 0.1
+def test_a_sampler_of_optuna_is_named_by_class_path(small: Path, tmp_path: Path) -> None:
+    named = {"class_path": "optuna.samplers.TPESampler", "init_args": {"seed": 0, "n_startup_trials": 3}}
+    command = sweep.parse("sweep", sweep.SweepCommand, ["--config", str(config(tmp_path, small, search=named))])
+    assert type(sweep._sampler(command, Space.parse(command.space))) is TPESampler
