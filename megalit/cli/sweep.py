@@ -27,9 +27,9 @@ from megalit.tuning.pictures import FILE as PICTURE
 from megalit.tuning.pictures import draw_sweep
 from megalit.tuning.results import Results, Unit
 from megalit.tuning.samplers import ConvexSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
-from megalit.tuning.space import Axis, Space, Value
+from megalit.tuning.space import Space, Value
 from megalit.tuning.study import SharedStudy
-from megalit.tuning.trials import FitRunner, Outcome, run_name
+from megalit.tuning.trials import FitRunner, Outcome, flags, run_name
 from megalit.tuning.worker import Worker
 
 HELP = """
@@ -85,11 +85,11 @@ class SweepCommand:
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit sweep``."""
-    flags = ("--status", "--extend", "--retry_failed")  # easier to type alone
+    switches = ("--status", "--extend", "--retry_failed")  # easier to type alone
     arguments = list(arguments)
     for place, argument in enumerate(arguments):
         following = arguments[place + 1 : place + 2]
-        if argument in flags and following not in (["true"], ["false"], ["True"], ["False"]):
+        if argument in switches and following not in (["true"], ["false"], ["True"], ["False"]):
             arguments[place] = f"{argument}=true"
     command = parse(verb, SweepCommand, arguments, HELP)
     folder = Path(command.output)
@@ -174,15 +174,8 @@ def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
     if isinstance(command.fit, list) and "fit" in command.fit[:1]:
         raise UserError("fit holds the verb itself: leave out 'fit'")
     for values in ends:
-        _parse_fit([*command.fit, *_flags(space.axes, values)])
+        _parse_fit([*command.fit, *flags([axis.key for axis in space.axes], values)])
     return _parse_fit(command.fit)
-
-
-def _flags(axes: Sequence[Axis], values: Sequence[Value]) -> list[str]:
-    return [
-        f"--{axis.key}={str(value).lower() if isinstance(value, bool) else value}"
-        for axis, value in zip(axes, values, strict=True)
-    ]
 
 
 def _parse_fit(arguments: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from megalit.errors import UserError
 from megalit.files import fingerprint, lock
 from megalit.scaling.records import read_record
 from megalit.tuning.results import Unit
-from megalit.tuning.space import Space
+from megalit.tuning.space import Space, Value
 
 # How `megalit fit` says that a run diverged (model.nonfinite: stop).
 _NOT_FINITE = "is not finite at step"
@@ -103,7 +103,7 @@ class FitRunner:
         return self._outcome(process.returncode, was_stopped, run, log)
 
     def command(self, unit: Unit, space: Space, run: Path) -> list[str]:
-        settings = [f"--{key}={_flag(value)}" for key, value in zip(space.keys, unit.point, strict=True)]
+        settings = flags(space.keys, unit.point)
         own = [f"--seed_everything={unit.seed}", f"--run={run}"]
         return [sys.executable, "-m", "megalit", "fit", *self.arguments, *settings, *own]
 
@@ -167,8 +167,10 @@ def last_error(log: Path) -> str:
     return (said or lines or ["it said nothing"])[-1].removeprefix("megalit: error: ")
 
 
-def _flag(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def flags(keys: Sequence[str], values: Sequence[Value]) -> list[str]:
+    """Settings as arguments of ``megalit fit``."""
+    said = [str(value).lower() if isinstance(value, bool) else str(value) for value in values]
+    return [f"--{key}={value}" for key, value in zip(keys, said, strict=True)]
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:

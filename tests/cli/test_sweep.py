@@ -141,7 +141,7 @@ def trials_of(folder: Path) -> list[int]:
         (["--fit", "[fit]"], "leave out 'fit'"),
         (["--fit", "[--model.depth=3]"], "model.depth"),
         (["--space", "{}"], "space is empty"),
-        (["--space", "{model.depth: [1, 2]}"], "model.depth"),
+        (["--space", "{model.depth: [1, 2]}", "--start", "{}"], "model.depth"),
         (["--space", "{model.weight_decay: []}"], "is an empty grid"),
         (["--space", "{model.weight_decay: [0.2, 0.1]}"], "is not in order"),
         (["--space", "{model.weight_decay: [0.1, 0.1]}"], "holds a value twice"),
