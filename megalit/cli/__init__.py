@@ -39,13 +39,14 @@ VERBS: dict[str, Verb] = {
     "tokenize": Verb("turn a corpus into token stores", "megalit.cli.data:tokenize"),
     "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main", True),
     "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True),
-    "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),
     "ensemble": Verb("train members, or take runs, and measure their average", "megalit.cli.ensemble:main", True),
+    "sweep": Verb("tune settings of fit to a locally optimal point", "megalit.cli.sweep:main", True),
+    "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),
+    "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main", True),
     "evaluate": Verb("measure trained models on suites and benchmarks", "megalit.cli.evaluate:main", True),
     "scaling": Verb("list run records, fit scaling laws, say what data was worth", "megalit.cli.scaling:main"),
-    "export": Verb("write a run's model in the Hugging Face format", "megalit.cli.export:main", True),
     "report": Verb("draw what runs found, as one page and pictures", "megalit.cli.report:main"),
-    "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main", True),
+    "export": Verb("write a run's model in the Hugging Face format", "megalit.cli.export:main", True),
 }
 
 USAGE_ERROR = 2

@@ -1,0 +1,289 @@
+"""``megalit sweep``: tune to a locally optimal point, with any number of workers."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from optuna.samplers import BaseSampler, RandomSampler
+from rich.table import Table
+
+from megalit.cli.commands import parse
+from megalit.cli.console import console
+from megalit.cli.fit_config import fit_config
+from megalit.errors import UserError
+from megalit.tuning.certificate import Certificate, certify
+from megalit.tuning.pictures import FILE as PICTURE
+from megalit.tuning.pictures import draw_sweep
+from megalit.tuning.results import Results, Unit
+from megalit.tuning.samplers import ConvexSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
+from megalit.tuning.space import Space, Value
+from megalit.tuning.study import SharedStudy
+from megalit.tuning.trials import FitRunner, Outcome, flags, run_name
+from megalit.tuning.worker import Worker
+
+HELP = """
+space: for each setting (dotted key of `megalit fit`) one of
+  [1e-3, 3e-3, 1e-2]                           a grid, in order
+  {grid: [0.5, 0.75], low: 0, high: 1}         a grid, with bounds for --extend
+  {float: [1e-4, 1e-1], log: true}             a range (with random search, or a sampler of Optuna's)
+  {int: [1, 64], log: true}
+--extend adds a value past an edge of the grid on which the best point lies: a geometric or an arithmetic step, by the
+grid's own spacing there (1, 3, 10 is followed by 30; 0.1, 0.2, 0.3 by 0.4), until the point lies inside.
+Any number of the same command may work at a time, on any nodes that share the output folder: each is a worker.
+`optuna-dashboard OUTPUT/study.journal` shows the study.
+"""
+
+Search = Literal["convex", "grid", "random"]
+
+
+@dataclass(frozen=True)
+class SweepCommand:
+    """Tune settings of ``megalit fit``; each trial is a run of its own, and no point is run twice.
+
+    Attributes:
+        fit: arguments of `megalit fit`, as on the command line: what all trials have in common.
+        space: the settings to vary, and the values of each; see below.
+        output: folder of the sweep, shared by all workers.
+        search: `convex` goes to a point that beats its neighbours on every axis; `grid` runs all points; `random`
+            draws them without repeats; or a sampler of Optuna, by class path.
+        suite: validation suite whose final loss is made small.
+        seeds: each point is run with each of these; more may be added later. The base configuration's if not given.
+        start: values to start from; the base configuration's where they are on the grid, else the grid's middle.
+        trials: points to try, at most.
+        extend: grow the grid past an edge on which the best point lies.
+        workers: trials at a time on this machine; they share its GPUs and cores evenly.
+        retry_failed: run again what failed (what diverged is a result, and stays).
+        dead_after_seconds: a worker that has not been heard of for so long is dead, and its trial is taken over.
+        status: say how far the sweep is, and run nothing.
+    """
+
+    fit: list[str] = field(default_factory=list)
+    space: dict[str, Any] = field(default_factory=dict)
+    output: str = "sweeps/default"
+    search: Search | BaseSampler = "convex"
+    suite: str = "iid"
+    seeds: list[int] | None = None
+    start: dict[str, Any] = field(default_factory=dict)
+    trials: int | None = None
+    extend: bool = False
+    workers: int = 1
+    retry_failed: bool = False
+    dead_after_seconds: float = 180.0
+    status: bool = False
+
+
+def main(verb: str, arguments: Sequence[str]) -> None:
+    """``megalit sweep``."""
+    switches = ("--status", "--extend", "--retry_failed")  # easier to type alone
+    arguments = list(arguments)
+    for place, argument in enumerate(arguments):
+        following = arguments[place + 1 : place + 2]
+        if argument in switches and following not in (["true"], ["false"], ["True"], ["False"]):
+            arguments[place] = f"{argument}=true"
+    command = parse(verb, SweepCommand, arguments, HELP)
+    folder = Path(command.output)
+    if command.status:
+        if not SharedStudy.exists(folder):
+            raise UserError(f"{folder} holds no sweep: start one with `megalit sweep --output {folder}`")
+        _show(SharedStudy(folder).results, folder)
+        return
+    space = Space.parse(command.space)
+    sampler = _sampler(command, space)
+    base = _base_settings(command, space)
+    seeds = _seeds(command, base)
+    study = SharedStudy(folder, command.dead_after_seconds)
+    study.describe(
+        sweep={
+            "search": command.search if isinstance(command.search, str) else type(command.search).__name__,
+            "suite": command.suite,
+            "fit": command.fit,
+            "keys": sorted(space.keys),
+            "by_number": isinstance(sampler, GridSampler),
+        },
+        space=space,
+        seeds=seeds,
+        start={axis.key: _at(base, axis.key) for axis in space.axes} | command.start,
+        retry_failed=command.retry_failed,
+    )
+    done = study.results.count("done")
+    console.print(
+        f"{folder}: {f'continuing after {done} trials' if done else 'a new sweep'}; {command.workers} at a time"
+    )
+    _work(command, sampler, folder)
+    certificate = _show(study.results, folder)
+    if not certificate.is_settled and any(study.results.count(status) for status in ("failed", "diverged")):
+        raise UserError(f"the sweep ends without a certificate: {certificate.reason}")
+
+
+# What is asked for ----------------------------------------------------------------------------------------
+
+
+def _sampler(command: SweepCommand, space: Space) -> BaseSampler:
+    for name, number in (("workers", command.workers), ("trials", command.trials)):
+        if number is not None and number < 1:
+            raise UserError(f"{name} is {number}: it is at least 1")
+    if command.dead_after_seconds <= 0:
+        raise UserError("dead_after_seconds is not positive: mend it")
+    if not space.is_grid:
+        key = space.ranges[0][0]
+        if command.search in ("convex", "grid"):
+            raise UserError(f"space.{key} is a range, and search '{command.search}' needs a grid: list values")
+        if command.trials is None:
+            raise UserError(f"space.{key} is a range, so the search has no end: give trials")
+    if isinstance(command.search, BaseSampler):
+        return command.search
+    if command.search == "random" and not space.is_grid:
+        return RandomSampler()
+    return {"convex": ConvexSampler, "grid": ExhaustiveSampler, "random": ShuffledSampler}[command.search]()
+
+
+def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
+    """The resolved base configuration; it is also tried with the first and the last values of the space, so that an
+    unknown key or a value of a wrong kind ends the sweep before it begins."""
+    stranger = next((key for key in space.keys if key in ("run", "overwrite", "seed_everything", "config")), None)
+    if stranger is not None:
+        raise UserError(
+            f"space.{stranger} is the sweep's own affair: leave it out"
+            + (" and use seeds" if stranger == "seed_everything" else "")
+        )
+    wrong = next((key for key in command.start if key not in space.keys), None)
+    if wrong is not None:
+        raise UserError(f"start.{wrong} is not in space: mend it")
+    for axis in space.axes:
+        if axis.key in command.start and command.start[axis.key] not in axis.values:
+            raise UserError(f"start.{axis.key} is not on the grid: choose one of {', '.join(map(str, axis.values))}")
+    ends: list[list[Value]] = [[axis.values[0] for axis in space.axes], [axis.values[-1] for axis in space.axes]]
+    if isinstance(command.fit, list) and "fit" in command.fit[:1]:
+        raise UserError("fit holds the verb itself: leave out 'fit'")
+    for values in ends:
+        fit_config([*command.fit, *flags([axis.key for axis in space.axes], values)])
+    return fit_config(command.fit)
+
+
+def _at(settings: dict[str, Any], key: str) -> Any:
+    """The value at a dotted key; those of the data module may leave out ``init_args``."""
+    value: Any = settings
+    for part in key.split("."):
+        if isinstance(value, dict) and part not in value:
+            value = value.get("init_args")
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _seeds(command: SweepCommand, base: dict[str, Any]) -> list[int]:
+    seeds = command.seeds if command.seeds is not None else [int(base["seed_everything"])]
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError("seeds are none, repeated or negative: list different ones")
+    return seeds
+
+
+# The work -------------------------------------------------------------------------------------------------
+
+
+def _work(command: SweepCommand, sampler: BaseSampler, folder: Path) -> None:
+    """Run this machine's workers until the search is over."""
+    runner = FitRunner(command.fit, folder, command.suite, command.workers, _gpus())
+    stop = threading.Event()
+
+    def worker(slot: int) -> None:
+        study = SharedStudy(folder, command.dead_after_seconds)
+
+        def started(unit: Unit) -> None:
+            console.print(f"running    {run_name(unit, study.results.space)}", soft_wrap=True)
+
+        def ended(unit: Unit, outcome: Outcome) -> None:
+            said = f"{outcome.loss:.4f}" if outcome.loss is not None else outcome.error
+            console.print(f"{outcome.status:<10} {run_name(unit, study.results.space)}: {said}", soft_wrap=True)
+
+        Worker(study, sampler, runner, command.trials, command.extend, slot, started, ended).run(stop)
+
+    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    with ThreadPoolExecutor(command.workers) as pool:
+        futures = [pool.submit(worker, slot) for slot in range(command.workers)]
+        try:
+            pending = set(futures)
+            while pending and not any(future.done() and future.exception() for future in futures):
+                # Signals are handled between two waits.
+                pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION).not_done
+        finally:
+            stop.set()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+    for future in futures:
+        future.result()
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(index) for index in range(torch.cuda.device_count())]
+
+
+# What is shown --------------------------------------------------------------------------------------------
+
+
+def _show(results: Results, folder: Path) -> Certificate:
+    certificate = certify(results)
+    console.print(_table(results))
+    for line in _lines(certificate):
+        console.print(line, soft_wrap=True)
+    if results.claims:
+        draw_sweep(results, folder / PICTURE)
+    written = certificate.write(folder)
+    console.print(f"certificate in {written}, picture in {folder / PICTURE}, runs in {folder / 'runs'}", soft_wrap=True)
+    print(json.dumps(asdict(certificate)))
+    return certificate
+
+
+def _table(results: Results) -> Table:
+    """A row per trial that counts, the best first."""
+    table = Table(title="trials", title_justify="left")
+    for key in results.space.keys:
+        table.add_column(key.rpartition(".")[2], justify="right")
+    for heading in ("seed", "loss", "steps"):
+        table.add_column(heading, justify="right")
+    table.add_column("state")
+    infinity = float("inf")
+    for claim in sorted(results.valid.values(), key=lambda claim: infinity if claim.loss is None else claim.loss):
+        state = claim.status
+        note = f" on {claim.worker.get('host')}" if state == "running" else f": {claim.error}" if claim.error else ""
+        table.add_row(
+            *map(str, claim.unit.point),
+            str(claim.unit.seed),
+            "" if claim.loss is None else f"{claim.loss:.4f}",
+            "" if claim.steps is None else f"{claim.steps:,}",
+            state + note,
+        )
+    return table
+
+
+def _lines(certificate: Certificate) -> list[str]:
+    """The certificate in words."""
+    trials = ", ".join(f"{count} {status}" for status, count in certificate.trials.items() if count) or "none"
+    lines = [f"trials: {trials}" + (f"; the grid has {certificate.grid} points" if certificate.grid else "")]
+    if certificate.point is None:
+        return [*lines, f"no certificate: {certificate.reason}"]
+    where = ", ".join(f"{key} {value}" for key, value in certificate.point.items())
+    word = "certified: locally optimal" if certificate.certified else f"no certificate: {certificate.reason}; best"
+    lines.append(f"{word} at {where}, loss {certificate.loss:.4f}")
+    for found in certificate.neighbours:
+        told = found.status if found.loss is None else f"{found.loss:.4f} (+{found.margin:.4f})"
+        lines.append(f"  neighbour {found.axis} {found.value}: {told}")
+    for axis, side in certificate.edges:
+        lines.append(f"  {axis} is at the {side} edge of its grid: nothing is known beyond it (--extend)")
+    if certificate.smallest_margin is not None:
+        noise = "unknown (one seed)" if certificate.noise is None else f"{certificate.noise:.4f}"
+        lines.append(f"  smallest margin {certificate.smallest_margin:.4f}; noise of the seeds {noise}")
+    return lines

@@ -1,0 +1,187 @@
+"""``megalit sweep``: real trials, and what it refuses."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from optuna.samplers import TPESampler
+from running import Run, start
+
+from megalit.callbacks import Checkpoint
+from megalit.cli import sweep
+from megalit.scaling.records import read_record
+from megalit.tuning.space import Space
+from megalit.tuning.study import SharedStudy
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def config(folder: Path, base: Path, **settings: Any) -> Path:
+    """A sweep over runs of a second: a rate that diverges is among its values."""
+    path = folder / "sweep.yaml"
+    value = {
+        "output": "sweep",
+        "fit": [f"--config={base}"],
+        "start": {"model.weight_decay": 0.0},
+        "space": {"model.learning_rate": [0.01, 1e30], "model.weight_decay": [0.0, 0.1]},
+    }
+    path.write_text(yaml.safe_dump(value | settings))
+    return path
+
+
+def certificate(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "sweep" / "certificate.json").read_text())
+    return value
+
+
+def test_a_sweep_ends_with_a_certificate(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    sweep_config = config(tmp_path, small)
+    assert run("sweep", "--config", sweep_config, "--workers", "2") == 0
+    found = certificate(tmp_path)
+    assert found["certified"]
+    assert found["trials"] == {"done": 2, "diverged": 1, "failed": 0, "running": 0}
+    assert found["point"]["model.learning_rate"] == 0.01
+    (rate,) = [n for n in found["neighbours"] if n["axis"] == "model.learning_rate"]
+    assert rate["status"] == "diverged"
+    assert {axis for axis, _ in found["edges"]} == {"model.learning_rate", "model.weight_decay"}
+    # The loss is the record's, of an ordinary run with its own configuration.
+    decay = found["point"]["model.weight_decay"]
+    folder = tmp_path / "sweep" / "runs" / f"learning_rate=0.01,weight_decay={decay},seed=0"
+    record = read_record(folder)
+    assert record.status == "finished"
+    assert record.config["model"]["weight_decay"] == decay
+    assert found["loss"] == record.losses["iid"]["nats_per_token"]
+    assert found["steps"] == record.steps
+    said = capsys.readouterr().err
+    assert "certified: locally optimal" in said
+    assert "at the low edge of its grid" in said
+    assert "is not finite at step" in said
+
+    before = (tmp_path / "sweep" / "study.journal").read_text().count('"op_code":4')
+    (tmp_path / "sweep" / "sweep.png").unlink()
+    assert run("sweep", "--output", "sweep", "--status") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["certified"]
+    assert "diverged" in shown.err
+    assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert run("sweep", "--config", sweep_config) == 0
+    assert (tmp_path / "sweep" / "study.journal").read_text().count('"op_code":4') == before
+    assert run("sweep", "--config", sweep_config, "--suite", "other") == 2
+    assert "another suite" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_a_trial_continues_that_run(run: Run, small: Path, tmp_path: Path) -> None:
+    small.write_text(small.read_text().replace("total_tokens: 5000", "total_tokens: 60000"))
+    sweep_config = config(tmp_path, small, space={"model.weight_decay": [0.0, 0.1]})
+    process = start("sweep", "--config", sweep_config, folder=tmp_path)
+    runs = tmp_path / "sweep" / "runs"
+    while not (runs.is_dir() and any(Checkpoint.newest(folder) for folder in runs.iterdir() if folder.is_dir())):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    (trial,) = [folder.name for folder in runs.iterdir() if folder.is_dir()]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for pid in trials_of(tmp_path):
+        os.killpg(pid, signal.SIGKILL)
+    second = start("sweep", "--config", sweep_config, folder=tmp_path)
+    assert second.wait(300) == 0, second.communicate()
+    log = (tmp_path / "sweep" / "logs" / f"{trial}.log").read_text()
+    assert log.count("continuing from") == 1
+    results = SharedStudy(tmp_path / "sweep").results
+    assert Counter(claim.status for claim in results.claims) == {"abandoned": 1, "done": 2}
+    assert certificate(tmp_path)["certified"]
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_asked_to_stop_gives_its_trial_back(small: Path, tmp_path: Path) -> None:
+    small.write_text(small.read_text().replace("total_tokens: 5000", "total_tokens: 10_000_000"))
+    sweep_config = config(tmp_path, small, space={"model.weight_decay": [0.0, 0.1]})
+    process = start("sweep", "--config", sweep_config, folder=tmp_path)
+    while not trials_of(tmp_path):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 130
+    assert "the same command continues" in said
+    assert not trials_of(tmp_path)
+    (claim,) = SharedStudy(tmp_path / "sweep").results.claims
+    assert claim.status == "abandoned"
+
+
+def trials_of(folder: Path) -> list[int]:
+    """Trials that run in a folder, by the command lines of all processes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if b"\0fit\0" in (entry / "cmdline").read_bytes() and (entry / "cwd").readlink() == folder:
+                found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return [pid for pid in found if os.getpgid(pid) == pid]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--workers", "0"], "workers is 0"),
+        (["--trials", "0"], "trials is 0"),
+        (["--seeds", "[]"], "seeds are none"),
+        (["--seeds", "[1,1]"], "seeds are none, repeated"),
+        (["--search", "steepest"], "search"),
+        (["--start", "{model.shape: tiny}"], "start.model.shape is not in space"),
+        (["--start", "{model.weight_decay: 7}"], "is not on the grid"),
+        (["--fit", "[fit]"], "leave out 'fit'"),
+        (["--fit", "[--model.depth=3]"], "model.depth"),
+        (["--space", "{}"], "space is empty"),
+        (["--space", "{model.depth: [1, 2]}", "--start", "{}"], "model.depth"),
+        (["--space", "{model.weight_decay: []}"], "is an empty grid"),
+        (["--space", "{model.weight_decay: [0.2, 0.1]}"], "is not in order"),
+        (["--space", "{model.weight_decay: [0.1, 0.1]}"], "holds a value twice"),
+        (["--space", "{model.weight_decay: [low, high]}"], "weight_decay"),
+        (["--space", "{run: [a, b]}"], "the sweep's own affair"),
+        (["--space", "{seed_everything: [1, 2]}"], "use seeds"),
+        (["--space", "{model.weight_decay: {float: [0, 1]}}"], "needs a grid"),
+        (["--space", "{model.weight_decay: {float: [0, 1]}}", "--search", "random"], "give trials"),
+        (["--status", "--output", "nowhere"], "nowhere holds no sweep"),
+    ],
+)
+def test_bad_input_ends_in_one_line(  # type: ignore[no-untyped-def]
+    run: Run, small: Path, tmp_path: Path, capsys, flags: list[str], said: str
+) -> None:
+    assert run("sweep", "--config", config(tmp_path, small), *flags) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert line.startswith("megalit: error:")
+    assert said in line
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_base_that_cannot_run_ends_with_its_own_error(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    broken = config(tmp_path, small, fit=[f"--config={small}", "--data.stores=nowhere"])
+    assert run("sweep", "--config", broken) == 2
+    said = capsys.readouterr().err
+    assert "failed" in said
+    assert "nowhere" in said
+    assert "no point has a finite loss" in said
+    assert certificate(tmp_path)["trials"]["failed"] == 1
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").iterdir()), ids=lambda path: path.stem)
+def test_the_sweeps_that_come_with_megalit_are_well_formed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    command = sweep.parse("sweep", sweep.SweepCommand, ["--config", str(path)])
+    space = Space.parse(command.space)
+    assert sweep._base_settings(command, space)["model"]["shape"]
+
+
+def test_a_sampler_of_optuna_is_named_by_class_path(small: Path, tmp_path: Path) -> None:
+    named = {"class_path": "optuna.samplers.TPESampler", "init_args": {"seed": 0, "n_startup_trials": 3}}
+    command = sweep.parse("sweep", sweep.SweepCommand, ["--config", str(config(tmp_path, small, search=named))])
+    assert type(sweep._sampler(command, Space.parse(command.space))) is TPESampler
