@@ -1,8 +1,9 @@
 """Lightning callbacks. They know nothing of each other; each is usable with any Trainer."""
 
 from megalit.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from megalit.callbacks.preemption import Preemption
 from megalit.callbacks.progress import Progress
 from megalit.callbacks.scaling_law import ScalingLaw
 from megalit.callbacks.throughput import Throughput
 
-__all__ = ["AtomicCheckpointIO", "Checkpoint", "Progress", "ScalingLaw", "Throughput"]
+__all__ = ["AtomicCheckpointIO", "Checkpoint", "Preemption", "Progress", "ScalingLaw", "Throughput"]
