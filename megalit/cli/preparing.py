@@ -32,6 +32,8 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             raise
         raise UserError(one_line(error)) from error
     if cli.config_init.prepare.folder is None:
-        raise UserError("prepare.folder is not set, so there is nothing to build: name it, or give `megalit fit` at once")
+        raise UserError(
+            "prepare.folder is not set, so there is nothing to build: name it, or give `megalit fit` at once"
+        )
     cli.prepare_data(cli.config_init)
     print(cli.config_init.data.stores)

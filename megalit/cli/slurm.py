@@ -66,7 +66,9 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     submit = _show if command.dry_run else _submit
     after = command.after
     if launched == "fit" and command.prepare and _is_unprepared(configuration):
-        after = submit(submission, _for_preparation(settings, command.preparation), "prepare", None, after, configuration)
+        after = submit(
+            submission, _for_preparation(settings, command.preparation), "prepare", None, after, configuration
+        )
     job = submit(submission, settings, launched, array, after, configuration)
     if not command.dry_run:
         print(job)
@@ -113,7 +115,9 @@ def _topology(verb: str, settings: SlurmSettings) -> list[str]:
 def _folder(command: SlurmCommand, verb: str, configuration: dict[str, Any]) -> Path:
     named = command.folder or configuration.get("run") or configuration.get("output")
     if not isinstance(named, str):
-        raise UserError(f"`{verb}` names no folder of results in its configuration: give --folder for script and output")
+        raise UserError(
+            f"`{verb}` names no folder of results in its configuration: give --folder for script and output"
+        )
     return Path(named)
 
 

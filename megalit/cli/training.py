@@ -116,6 +116,7 @@ def quiet() -> None:
         ".*LightningCLI's args parameter.*",  # the verbs call it so on purpose
         ".*does not have many workers.*",  # windows are slices of mapped files
         ".*isinstance.*LeafSpec.*",
+        ".*`srun` command is available.*",  # a short run on a login node
         ".*GPU available but not used.*",
         ".*Experiment logs directory .* exists.*",
         ".*WeightAveraging callback with a model that overrides.*",  # sharded models are refused

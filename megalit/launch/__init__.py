@@ -1,6 +1,6 @@
 """SLURM: batch scripts from a template, submitted with a snapshot of the code and the configuration.
 
-    job = submit(SlurmSettings(nodes=2), ["fit", "--config", "mine.yaml"], Path("runs/mine"))
+job = submit(SlurmSettings(nodes=2), ["fit", "--config", "mine.yaml"], Path("runs/mine"))
 """
 
 from megalit.launch.script import Array, SlurmSettings

@@ -164,7 +164,7 @@ class Script:
         """Options of sbatch, one a line."""
         wanted = self.settings
         signal = f"{'' if self.saves_itself else 'B:'}{wanted.signal}@{wanted.signal_seconds}"
-        values: dict[str, str | int | None | bool] = {
+        values: dict[str, str | int | bool | None] = {
             "job-name": wanted.name,
             "nodes": wanted.nodes,
             "ntasks-per-node": wanted.tasks_per_node or 1,

@@ -93,7 +93,9 @@ class Submission:
             UserError: there is no SLURM, or it refuses the job.
         """
         if shutil.which("sbatch") is None:
-            raise UserError("sbatch is not there: submit where SLURM's commands are, or look at the script by --dry_run")
+            raise UserError(
+                "sbatch is not there: submit where SLURM's commands are, or look at the script by --dry_run"
+            )
         text = script.render()
         if not script.code.exists():
             _snapshot(script.code)

@@ -117,7 +117,7 @@ class MiniSlurm:
         )
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
-        self.environment["SLURM_CONF"] = str(self.configuration)
+        self.environment |= {"SLURM_CONF": str(self.configuration), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._sweeper = subprocess.Popen(
             [sys.executable, "-S", "-c", SWEEPER, str(self.folder)], stdin=subprocess.PIPE, start_new_session=True
@@ -143,8 +143,17 @@ class MiniSlurm:
     def wait(self, job: str, states: Iterable[str] = OVER, seconds: float = 90) -> str:
         """The state of a job once it is one of ``states``."""
         states = tuple(states)
-        until(lambda: self.job(job)["JobState"] in states, seconds, lambda: f"job {job}: {self.job(job)}\n{self.logs()}")
+        until(
+            lambda: self.job(job)["JobState"] in states, seconds, lambda: f"job {job}: {self.job(job)}\n{self.logs()}"
+        )
         return self.job(job)["JobState"]
+
+    def cancel_all(self) -> None:
+        """End all jobs and bring nodes back that were taken down."""
+        for force in (("--signal=KILL", "--full"), ()):
+            self.run("scancel", *force, "-u", getpass.getuser(), check=False)
+        for node in NODES:
+            self.run("scontrol", "update", f"nodename={node}", "state=resume", check=False)
 
     def logs(self) -> str:
         """The ends of the daemons' logs."""
