@@ -11,8 +11,35 @@ from megalit.cli import VERBS
 from megalit.cli.commands import parse
 from megalit.cli.console import console
 from megalit.errors import UserError
-from megalit.launch import Array, Job, SlurmSettings, Submission, resolve
-from megalit.launch.submission import EACH
+from megalit.launch import Array, Script, SlurmSettings, Submission, resolve
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How a verb behaves as a job.
+
+    Attributes:
+        results: the setting that names its folder of results, where that folder may hold more than the results.
+        each: what tells a task of an array its part of the work.
+        saves_itself: it handles the signal before the time limit; others are asked to end with SIGTERM.
+        continues: it goes on where it was stopped; one that begins anew would meet its time limit again and again.
+    """
+
+    results: str | None = None
+    each: str | None = None
+    saves_itself: bool = False
+    continues: bool = True
+
+
+TRAITS = {
+    "fit": Traits("run", saves_itself=True),
+    "validate": Traits("run"),
+    "test": Traits("run"),
+    "prepare": Traits("run", continues=False),
+    "corpus": Traits(continues=False),
+    "tokenize": Traits(continues=False),
+    "generate": Traits("output", "--shard {index}/{count}"),
+}
 
 HELP = """
 The verb and its arguments come behind `--`:
@@ -33,8 +60,8 @@ class SlurmCommand(SlurmSettings):
         each: words that tell each task its part, with `{index}` and `{count}` (known for `generate`; empty, where
             all tasks do the same, such as workers of a sweep).
         indices: tasks of the array to submit, such as 2 or 0-3,7 or, at most four at a time, 0-99%4 (default: all).
-        folder: folder of results, whose `slurm/` takes script, snapshot and output (default: the verb's own `run` or
-            `output`).
+        folder: folder whose `slurm/` takes script, snapshot and output (default: `run` of fit, `output` of generate,
+            else the current folder).
         after: id of a job that must have succeeded before.
         prepare: where stores that `fit` needs are missing, build them in a job of their own, and start behind it.
         preparation: settings of that job that differ, such as {partition: cpu, cpus_per_task: 16, time: "4:00:00"};
@@ -60,16 +87,19 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     if launched == "fit" and settings.tasks_per_node is None:
         settings = replace(settings, tasks_per_node=settings.gpus_per_node or 1)
     settings.check()
-    array = _array(command, launched)
-    configuration = resolve(launched, [*rest, *_topology(launched, settings)])
-    submission = Submission(_folder(command, launched, configuration))
-    submit = _show if command.dry_run else _submit
+    traits = TRAITS.get(launched, Traits())
+    array = _array(command, launched, traits)
+    for_preparation = _for_preparation(settings, command.preparation)
+    configuration = resolve(launched, rest)
+    if launched in ("fit", "validate", "test"):
+        # Lightning compares them with what SLURM says.
+        configuration["trainer"] |= {"num_nodes": settings.nodes, "devices": settings.tasks_per_node or 1}
+    submission = Submission(Path(command.folder or configuration.get(traits.results or "") or "."))
+    hand_over = _show if command.dry_run else _submit
     after = command.after
     if launched == "fit" and command.prepare and _is_unprepared(configuration):
-        after = submit(
-            submission, _for_preparation(settings, command.preparation), "prepare", None, after, configuration
-        )
-    job = submit(submission, settings, launched, array, after, configuration)
+        after = hand_over(submission, "prepare", for_preparation, None, after, configuration)
+    job = hand_over(submission, launched, settings, array, after, configuration)
     if not command.dry_run:
         print(job)
 
@@ -90,12 +120,12 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return own, launched
 
 
-def _array(command: SlurmCommand, verb: str) -> Array | None:
+def _array(command: SlurmCommand, verb: str, traits: Traits) -> Array | None:
     if command.array is None:
         if command.each is not None or command.indices is not None:
             raise UserError("each and indices are of an array: give --array with the number of its tasks, too")
         return None
-    each = command.each if command.each is not None else EACH.get(verb)
+    each = command.each if command.each is not None else traits.each
     if verb == "fit":
         raise UserError("tasks of an array would train in one run folder: submit each run for itself, or a sweep")
     if each is None:
@@ -103,22 +133,6 @@ def _array(command: SlurmCommand, verb: str) -> Array | None:
     array = Array(command.array, each, command.indices)
     array.check()
     return array
-
-
-def _topology(verb: str, settings: SlurmSettings) -> list[str]:
-    """What ``fit`` has to know of the job: Lightning compares it with SLURM's variables."""
-    if verb not in ("fit", "validate", "test"):
-        return []
-    return ["--trainer.num_nodes", str(settings.nodes), "--trainer.devices", str(settings.tasks_per_node or 1)]
-
-
-def _folder(command: SlurmCommand, verb: str, configuration: dict[str, Any]) -> Path:
-    named = command.folder or configuration.get("run") or configuration.get("output")
-    if not isinstance(named, str):
-        raise UserError(
-            f"`{verb}` names no folder of results in its configuration: give --folder for script and output"
-        )
-    return Path(named)
 
 
 def _is_unprepared(configuration: dict[str, Any]) -> bool:
@@ -142,14 +156,13 @@ def _for_preparation(settings: SlurmSettings, different: dict[str, Any]) -> Slur
 
 def _submit(
     submission: Submission,
-    settings: SlurmSettings,
     verb: str,
+    settings: SlurmSettings,
     array: Array | None,
     after: str | None,
     configuration: dict[str, Any],
 ) -> str:
-    script = submission.script(settings, [verb, "--config", str(submission.configuration(verb))], array, after)
-    job: Job = submission.submit(script, verb, configuration)
+    job = submission.submit(_script(submission, verb, settings, array, after), verb, configuration)
     what = f"{verb}, {array.numbers} of {array.count} tasks" if array else verb
     console.print(f"job {job.id}: {what}" + (f", behind job {after}" if after else ""), soft_wrap=True)
     console.print(f"  follow it   {job.following}\n  its state   squeue -j {job.id}", soft_wrap=True)
@@ -159,12 +172,19 @@ def _submit(
 
 def _show(
     submission: Submission,
-    settings: SlurmSettings,
     verb: str,
+    settings: SlurmSettings,
     array: Array | None,
     after: str | None,
     configuration: dict[str, Any],
 ) -> str:
-    script = submission.script(settings, [verb, "--config", str(submission.configuration(verb))], array, after)
-    print(script.render())
+    print(_script(submission, verb, settings, array, after).render())
     return f"ID-OF-{verb}"
+
+
+def _script(
+    submission: Submission, verb: str, settings: SlurmSettings, array: Array | None, after: str | None
+) -> Script:
+    traits = TRAITS.get(verb, Traits())
+    command = [verb, "--config", str(submission.configuration(verb))]
+    return submission.script(settings, command, array, after, traits.saves_itself, traits.continues)

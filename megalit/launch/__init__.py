@@ -3,7 +3,7 @@
 job = submit(SlurmSettings(nodes=2), ["fit", "--config", "mine.yaml"], Path("runs/mine"))
 """
 
-from megalit.launch.script import Array, SlurmSettings
+from megalit.launch.script import Array, Script, SlurmSettings
 from megalit.launch.submission import Job, Submission, resolve, submit
 
-__all__ = ["Array", "Job", "SlurmSettings", "Submission", "resolve", "submit"]
+__all__ = ["Array", "Job", "Script", "SlurmSettings", "Submission", "resolve", "submit"]

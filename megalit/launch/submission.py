@@ -18,13 +18,6 @@ from megalit.files import JOBS, new_folder, write_atomic
 from megalit.launch.script import Array, Script, SlurmSettings
 from megalit.scaling.records import COMMIT, git_commit
 
-# Verbs that handle the signal themselves; others are asked to end with SIGTERM.
-SAVE_THEMSELVES = ("fit",)
-# Verbs that begin anew with what was not finished: a time limit that is too short would be met again and again.
-BEGIN_ANEW = ("corpus", "prepare", "tokenize")
-# What tells a task of an array its part of the work, where the verb has a way of its own.
-EACH = {"generate": "--shard {index}/{count}"}
-
 
 @dataclass(frozen=True)
 class Job:
@@ -61,8 +54,10 @@ class Submission:
         command: Sequence[str],
         array: Array | None = None,
         after: str | None = None,
+        saves_itself: bool = False,
+        continues: bool = True,
     ) -> Script:
-        """The script of a job.
+        """The script of a job (the arguments are :class:`~megalit.launch.script.Script`'s).
 
         Raises:
             UserError: settings that cannot work.
@@ -78,8 +73,8 @@ class Submission:
             folder=Path.cwd(),
             array=array,
             after=after,
-            saves_itself=command[0] in SAVE_THEMSELVES,
-            continues=command[0] not in BEGIN_ANEW,
+            saves_itself=saves_itself,
+            continues=continues,
         )
 
     def configuration(self, name: str) -> Path:
@@ -122,6 +117,8 @@ def submit(
     folder: Path,
     array: Array | None = None,
     after: str | None = None,
+    saves_itself: bool = False,
+    continues: bool = True,
 ) -> Job:
     """Submit one verb with its arguments; as an array, ``array.each`` tells each task its part.
 
@@ -131,13 +128,16 @@ def submit(
         folder: of the results; the job's files go to ``slurm/`` in it.
         array: makes it an array.
         after: id of a job that must have succeeded before.
+        saves_itself: the program handles the signal before the time limit, as ``fit`` does.
+        continues: the program goes on where it was stopped.
 
     Raises:
         UserError: arguments that the verb refuses, settings that cannot work, no SLURM, or a refusal of its.
     """
     verb, *arguments = command
     submission = Submission(folder)
-    script = submission.script(settings, [verb, "--config", str(submission.configuration(verb))], array, after)
+    frozen = [verb, "--config", str(submission.configuration(verb))]
+    script = submission.script(settings, frozen, array, after, saves_itself, continues)
     return submission.submit(script, verb, resolve(verb, arguments))
 
 

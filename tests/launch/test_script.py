@@ -38,7 +38,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def script(*command: str, array: Array | None = None, **different: object) -> Script:
     wanted = replace(SlurmSettings(python="program"), **different)  # type: ignore[arg-type]
-    return Submission(Path("out")).script(wanted, command or ("fit", "--config", "c.yaml"), array)
+    command = command or ("fit", "--config", "c.yaml")
+    behaviour = {"saves_itself": command[0] == "fit", "continues": command[0] != "prepare"}
+    return Submission(Path("out")).script(wanted, command, array, **behaviour)
 
 
 def start(made: Script, does: str = "", state: str = RUNNING, **variables: str) -> "subprocess.Popen[str]":

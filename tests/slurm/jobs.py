@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 SMALL = """
 data:
   class_path: StitchedStream
-  init_args: {generations: 3, context_length: 32, global_batch: 4, total_tokens: 40_000}
+  init_args: {generations: 3, context_length: 32, global_batch: 4, total_tokens: 24_000}
 model: {shape: nano, learning_rate: 0.01}
 checkpoint: {every_n_steps: 20}
 record: {every_n_steps: 1}
