@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import callbacks
 
 from megalit.errors import UserError
-from megalit.preemption import SIGNALS, STOP, Preempted, requeue_job, say_stopped
+from megalit.preemption import STOP, Preempted, requeue_job, say_stopped
 
 Signal = Literal["SIGUSR1", "SIGUSR2", "SIGTERM", "SIGHUP", "SIGXCPU"]
 
@@ -43,7 +43,9 @@ class Preemption(callbacks.Checkpoint):
         UserError: no step to agree at, or no callback that saves.
     """
 
-    def __init__(self, signals: Sequence[Signal] = SIGNALS, every_n_steps: int = 4, requeue: bool = True) -> None:
+    def __init__(
+        self, signals: Sequence[Signal] = ("SIGUSR1", "SIGTERM"), every_n_steps: int = 4, requeue: bool = True
+    ) -> None:
         if every_n_steps < 1:
             raise UserError(f"preemption.every_n_steps is {every_n_steps}: choose at least 1")
         self.signals = tuple(signals)

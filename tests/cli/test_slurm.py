@@ -70,7 +70,8 @@ def test_a_run_is_submitted_behind_its_preparation_with_code_and_configuration(
     assert (kept / "code" / "COMMIT").exists()
     assert str(kept / "code") in (queue / "2.sh").read_text()
     # What lies there now keeps neither the run from starting nor the same command from another submission.
-    assert run("fit", "--config", kept / "fit.yaml", "--trainer.num_nodes", "1", "--trainer.devices", "1") == 0
+    here = ("--trainer.num_nodes", "1", "--trainer.devices", "1", "--data.total_tokens", "500")
+    assert run("fit", "--config", kept / "fit.yaml", *here) == 0
     assert run("slurm", *given) == 0
     assert capsys.readouterr().out == "3\n"  # the data are there by now
     assert not [option for option in options(queue / "3.sh") if "dependency" in option]

@@ -27,7 +27,7 @@ def stop(process: "subprocess.Popen[str]", number: int) -> str:
 
 
 def test_stopped_at_its_first_moment_and_at_work_it_ends_as_if_undisturbed(small: Path, tmp_path: Path) -> None:
-    command = ("fit", "--config", small, "--data.total_tokens", "20_000")
+    command = ("fit", "--config", small, "--data.total_tokens", "10_000")
     # While torch is still being imported there is nothing to save, and no reason to wait.
     process = start(*command, folder=tmp_path)
     while not handles(process, signal.SIGUSR1):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from mini_slurm import MiniSlurm, missing
 
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 600
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def cluster() -> Iterator[MiniSlurm]:
 
 @pytest.fixture
 def slurm(cluster: MiniSlurm) -> Iterator[MiniSlurm]:
-    """The cluster, idle, for a test of a few minutes at most."""
+    """The cluster, idle, for a test of ten minutes at most (a few, where nobody else works)."""
 
     def give_up(*_: object) -> None:
         raise TimeoutError(f"a test took more than {LIMIT_SECONDS} s\n{cluster.logs()}")

@@ -42,7 +42,7 @@ def output(folder: Path) -> str:
 
 def finished(slurm: MiniSlurm, job: str, folder: Path, restarts: int = 0) -> None:
     """Wait for a job's good end, after so many starts besides the first."""
-    state = slurm.wait(job, seconds=200)
+    state = slurm.wait(job)
     assert state == "COMPLETED", f"{slurm.job(job)}\n{output(folder)}"
     assert slurm.job(job)["Restarts"] == str(restarts), output(folder)
 
@@ -54,7 +54,7 @@ def until_step(slurm: MiniSlurm, job: str, folder: Path, step: int) -> None:
         newest = Checkpoint.newest(folder)
         return newest is not None and int(re.findall(r"\d+", newest.name)[0]) >= step
 
-    until(reached, 150, lambda: f"{slurm.job(job)}\n{output(folder)}")
+    until(reached, 300, lambda: f"{slurm.job(job)}\n{output(folder)}")
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

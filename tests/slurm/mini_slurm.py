@@ -140,7 +140,7 @@ class MiniSlurm:
         shown = self.out("scontrol", "-o", "show", "job", job)
         return dict(part.split("=", 1) for part in shown.split() if "=" in part)
 
-    def wait(self, job: str, states: Iterable[str] = OVER, seconds: float = 90) -> str:
+    def wait(self, job: str, states: Iterable[str] = OVER, seconds: float = 300) -> str:
         """The state of a job once it is one of ``states``."""
         states = tuple(states)
         until(

@@ -21,7 +21,7 @@ def start(slurm: MiniSlurm, folder: Path, handlers: str, parked: str) -> str:
     )
     job = slurm.out("sbatch", "--parsable", script, PYTHONPATH=str(ROOT))
     here = [folder / "parked-0", folder / "parked-1"]
-    until(lambda: all(path.exists() for path in here), 120, lambda: said(folder) + str(slurm.job(job)))
+    until(lambda: all(path.exists() for path in here), 300, lambda: said(folder) + str(slurm.job(job)))
     time.sleep(0.5)
     return job
 
