@@ -2,9 +2,19 @@
 
 from megalit.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from megalit.callbacks.ensemble import Ensemble
+from megalit.callbacks.preemption import Preemption
 from megalit.callbacks.progress import Progress
 from megalit.callbacks.scaling_law import ScalingLaw
 from megalit.callbacks.self_distillation import SelfDistillation
 from megalit.callbacks.throughput import Throughput
 
-__all__ = ["AtomicCheckpointIO", "Checkpoint", "Ensemble", "Progress", "ScalingLaw", "SelfDistillation", "Throughput"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "Checkpoint",
+    "Ensemble",
+    "Preemption",
+    "Progress",
+    "ScalingLaw",
+    "SelfDistillation",
+    "Throughput",
+]

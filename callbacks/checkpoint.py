@@ -119,10 +119,16 @@ class Checkpoint(callbacks.Checkpoint):
         step = trainer.global_step
         by_step = self.every_n_steps is not None and step % self.every_n_steps == 0
         if by_step or self._clock_says_so(trainer, step):
-            # A checkpoint stands behind the validation of its step, or a run that dies in it would skip it.
-            self._waiting = _validates_now(trainer)
-            if not self._waiting:
-                self._save(trainer)
+            self.save(trainer)
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Save the step that has just ended: now, or behind the validation that follows it.
+
+        A run that dies in a validation would skip it if the checkpoint stood before it.
+        """
+        self._waiting = _validates_now(trainer)
+        if not self._waiting and trainer.global_step != self._saved_step:
+            self._save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if self._waiting:

@@ -20,6 +20,9 @@ from filelock import FileLock, Timeout
 
 from megalit.errors import UserError
 
+# Where a folder of results keeps the scripts and logs of its SLURM jobs.
+JOBS = "slurm"
+
 
 def fingerprint(value: Any) -> str:
     """A short stable hash of any JSON value (16 hex digits of SHA-256)."""
@@ -76,13 +79,16 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def lock(path: Path, waiting: Callable[[], None] | None = None, busy: str | None = None) -> Iterator[None]:
+def lock(
+    path: Path, waiting: Callable[[], None] | None = None, busy: str | None = None, patience: float = 0
+) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` across processes; it is freed when its holder dies.
 
     Args:
         path: what is being built; the lock file is a hidden sibling.
         waiting: called once if another process holds the lock.
         busy: what to say then instead of waiting.
+        patience: seconds to wait before that.
 
     Raises:
         UserError: another process holds the lock, and ``busy`` is given.
@@ -90,7 +96,7 @@ def lock(path: Path, waiting: Callable[[], None] | None = None, busy: str | None
     path.parent.mkdir(parents=True, exist_ok=True)
     guard = FileLock(path.parent / f".{path.name}.lock")
     try:
-        guard.acquire(timeout=0)
+        guard.acquire(timeout=patience)
     except Timeout as error:
         if busy is not None:
             raise UserError(busy) from error
@@ -101,6 +107,12 @@ def lock(path: Path, waiting: Callable[[], None] | None = None, busy: str | None
         yield
     finally:
         guard.release()
+
+
+def visible(folder: Path) -> list[str]:
+    """What a user sees in a folder, but for what SLURM's jobs leave in :data:`JOBS`; of no folder, nothing."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name for name in names if not name.startswith(".") and name != JOBS)
 
 
 @contextmanager

@@ -8,24 +8,28 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
 from megalit import __version__
 from megalit.errors import UserError
+from megalit.preemption import STOP
 
 
 @dataclass(frozen=True)
 class Verb:
     """One thing the program can do: what it is for, and ``module:function`` that does it.
 
-    ``slow_start`` says that importing it takes seconds, so that there is something to see meanwhile.
+    ``slow_start`` says that importing it takes seconds, so that there is something to see meanwhile;
+    ``stoppable`` that it handles the signals with which it is told to stop, from its first moment on.
     """
 
     summary: str
     target: str
     slow_start: bool = False
+    stoppable: bool = False
 
     def load(self) -> Callable[[str, Sequence[str]], None]:
         module, function = self.target.split(":")
@@ -37,10 +41,12 @@ VERBS: dict[str, Verb] = {
     "corpus": Verb("read documents from files, hold some out, write a corpus", "megalit.cli.data:corpus"),
     "generate": Verb("make generations of a corpus with a language model", "megalit.cli.generate:main"),
     "tokenize": Verb("turn a corpus into token stores", "megalit.cli.data:tokenize"),
+    "prepare": Verb("build the data that a configuration of fit needs", "megalit.cli.preparing:main", True),
     "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main", True),
-    "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True),
+    "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True, True),
     "ensemble": Verb("train members, or take runs, and measure their average", "megalit.cli.ensemble:main", True),
     "sweep": Verb("tune settings of fit to a locally optimal point", "megalit.cli.sweep:main", True),
+    "slurm": Verb("submit another verb to SLURM", "megalit.cli.slurm:main"),
     "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),
     "test": Verb("the same as validate, through Lightning's test loop", "megalit.cli.training:main", True),
     "evaluate": Verb("measure trained models on suites and benchmarks", "megalit.cli.evaluate:main", True),
@@ -67,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if VERBS[verb].slow_start and sys.stderr.isatty():
         print(f"megalit {verb}: loading torch and Lightning ...", file=sys.stderr)
     try:
-        VERBS[verb].load()(verb, given[1:])
+        with STOP.installed() if VERBS[verb].stoppable else nullcontext():
+            VERBS[verb].load()(verb, given[1:])
     except KeyboardInterrupt:
         print(f"megalit {verb}: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)

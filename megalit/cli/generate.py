@@ -15,7 +15,7 @@ from megalit.cli.commands import parse
 from megalit.cli.console import Step, console
 from megalit.corpus.tables import Corpus
 from megalit.errors import UserError
-from megalit.files import lock, read_json, write_json
+from megalit.files import lock, read_json, visible, write_json
 from megalit.synthesis import recipes  # noqa: F401 (so that their short names are known)
 from megalit.synthesis.cleaning import Cleaning
 from megalit.synthesis.compaction import MANIFEST, Compacted, compact
@@ -133,7 +133,7 @@ def _same_work(work: Work, output: Path) -> None:
                     "choose another output (what is there stays as it is)"
                 )
         return
-    if output.exists() and any(not entry.name.startswith(".") for entry in output.iterdir()):
+    if output.is_file() or visible(output):
         raise UserError(f"{output} is there and was not made by `megalit generate`: choose another output")
     write_json(path, asked)
 

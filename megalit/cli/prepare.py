@@ -61,6 +61,14 @@ class PrepareSettings:
         return Path(self.folder) / "stores"
 
 
+def is_prepared(settings: PrepareSettings) -> bool:
+    """Whether the stores that the settings name are there (`prepare` looks more closely)."""
+    names = ["real", *(Path(name).name for name in settings.generations)]
+    if settings.token_noise is not None:
+        names.append("token_noise")
+    return all((settings.stores / name / "manifest.json").exists() for name in names)
+
+
 def prepare(settings: PrepareSettings) -> None:
     """Build what is missing, once, however many processes ask for it at the same time.
 

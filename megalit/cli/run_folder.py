@@ -10,7 +10,7 @@ import yaml
 from megalit.callbacks import Checkpoint
 from megalit.errors import UserError
 from megalit.evaluation.results import FILE as EVALUATION
-from megalit.files import lock, write_atomic
+from megalit.files import lock, visible, write_atomic
 from megalit.scaling.records import FILE as RECORD
 from megalit.scaling.records import RunRecord, read_record
 
@@ -29,6 +29,7 @@ _FREE = (
     "verbose",
     "checkpoint",
     "progress",
+    "preemption",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -51,13 +52,14 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Keep other processes out while this one trains.
+    def alone(self, patience: float = 0) -> AbstractContextManager[None]:
+        """Keep other processes out while this one trains, after waiting so many seconds for one that does.
 
         Raises:
             UserError: another process trains in this folder.
         """
-        return lock(self.path, busy=f"another process trains in {self.path}: wait for it, or choose another --run")
+        busy = f"another process trains in {self.path}: wait for it, or choose another --run"
+        return lock(self.path, busy=busy, patience=patience)
 
     def check(self, config: dict[str, Any]) -> None:
         """Refuse a folder that holds another run.
@@ -65,10 +67,13 @@ class RunFolder:
         Raises:
             UserError: the folder holds a run with another configuration, or something else.
         """
+        for stranger in self.path.glob("hpc_ckpt_*.ckpt"):
+            # Under SLURM, Lightning would load it unasked.
+            raise UserError(f"{stranger} was saved by Lightning and is no checkpoint of megalit: move it away")
         saved = self.path / CONFIG
         if not saved.exists():
-            strangers = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else []
-            if any(not name.startswith(".") for name in strangers):
+            strangers = visible(self.path)
+            if strangers:
                 raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
         else:
             self._compare(saved, config)

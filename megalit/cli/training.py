@@ -13,12 +13,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Progress, ScalingLaw, Throughput
+from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Preemption, Progress, ScalingLaw, Throughput
 from megalit.cli.console import console
 from megalit.cli.parsing import is_union_error, one_line
 from megalit.cli.prepare import PrepareSettings, prepare
@@ -26,6 +27,7 @@ from megalit.cli.run_folder import LOSS_CURVE, METRICS, RunFolder
 from megalit.cli.tables import plan_table, result_table
 from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
+from megalit.preemption import STOP, Preempted
 from megalit.scaling.plots import loss_curve
 from megalit.streams import StreamDataModule
 
@@ -49,6 +51,9 @@ _REMEDY = {
     "gradient_clip_val": "model.gradient_clip",
 }
 
+
+# How long a job that SLURM has started again waits for the lock of its run.
+_LOCK_SECONDS = 180
 
 # How configurations are parsed, for every verb that takes those of ``fit``.
 PARSING: dict[str, Any] = {
@@ -86,12 +91,22 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             args=[verb, *arguments],
             **{**PARSING, "parser_kwargs": {**PARSING["parser_kwargs"], verb: {"exit_on_error": False}}},
         )
+        _leave_group()
+    except Preempted:
+        _leave_group()
+        raise
     except argparse.ArgumentError as error:
         raise UserError(one_line(error)) from error
     except ValueError as error:
         if not is_union_error(error):
             raise
         raise UserError(one_line(error)) from error
+
+
+def _leave_group() -> None:
+    """End the processes' connections before the interpreter does, which now and then aborts over them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _is_requeued() -> bool:
@@ -109,6 +124,7 @@ def quiet() -> None:
         ".*`srun` command is available on your system.*",  # `megalit slurm` uses it
         ".*does not have many workers.*",  # windows are slices of mapped files
         ".*isinstance.*LeafSpec.*",
+        ".*`srun` command is available.*",  # a short run on a login node
         ".*GPU available but not used.*",
         ".*Experiment logs directory .* exists.*",
         ".*WeightAveraging callback with a model that overrides.*",  # sharded models are refused
@@ -132,6 +148,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--overwrite", type=bool, default=False, help="Replace the run that is in the folder.")
         parser.add_class_arguments(PrepareSettings, "prepare")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(Preemption, "preemption")
         parser.add_lightning_class_args(ScalingLaw, "record")
         parser.add_lightning_class_args(Progress, "progress")
         parser.add_lightning_class_args(Throughput, "throughput")
@@ -188,7 +205,9 @@ class TrainingCLI(LightningCLI):
     def fit(self, **_: Any) -> None:
         config = self.config_init["fit"]
         run = RunFolder(Path(config.run))
-        with run.alone() if self.trainer.is_global_zero else nullcontext():
+        # Where a node died, the file system may hold its lock for a while.
+        patience = _LOCK_SECONDS if _is_requeued() else 0
+        with run.alone(patience) if self.trainer.is_global_zero else nullcontext():
             self._fit(config, run)
 
     def _fit(self, config: Any, run: RunFolder) -> None:
@@ -219,6 +238,7 @@ class TrainingCLI(LightningCLI):
                 console.print(f"continuing from {checkpoint}")
         record = self._callback(ScalingLaw)
         record.config = self.plain_config
+        STOP.at_once = False  # from here on there is something to save
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         done, samples = self.trainer.global_step, plan.steps * plan.global_batch
         if samples - self.datamodule.consumed_samples >= plan.global_batch:

@@ -13,6 +13,8 @@ from megalit.files import read_json, write_json
 
 FORMAT = 1
 FILE = "record.json"
+# Beside a copy of the package: the commit that it was made from.
+COMMIT = "COMMIT"
 
 
 @dataclass
@@ -106,7 +108,7 @@ def environment(devices: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in packages},
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
     }
 
 
@@ -117,7 +119,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
+    """The commit that this code is from; a copy of it says so in a file beside the package."""
+    copied = Path(__file__).parents[2] / COMMIT
+    if copied.exists():
+        return copied.read_text().strip() or None
     try:
         result = subprocess.run(
             ["git", "rev-parse", "HEAD"],

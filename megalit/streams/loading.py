@@ -5,6 +5,9 @@ the number of ranks nor on workers nor on the micro-batch.
 """
 
 import hashlib
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
@@ -211,6 +214,23 @@ class SuiteSampler(Sampler[range]):
         return iter(self._ranges)
 
 
+def _leave_signals_to_training(worker: int) -> None:
+    """Let a loader process end when the training process ends it, and not when somebody signals the whole job.
+
+    SLURM signals every process of a step; a loader process that died of it would take training with it, unsaved.
+    """
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_parent_says, daemon=True).start()
+
+
+def _end_when_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 class BatchLoader:
     """A loader of batches, whose position lies in its sampler.
 
@@ -226,6 +246,7 @@ class BatchLoader:
             sampler=sampler,
             batch_size=None,
             num_workers=num_workers,
+            worker_init_fn=_leave_signals_to_training,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

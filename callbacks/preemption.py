@@ -1,0 +1,106 @@
+"""Stopping a run that is told to: saved at the end of a step, and back in SLURM's queue."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import lightning
+import torch
+from lightning.pytorch import callbacks
+
+from megalit.errors import UserError
+from megalit.preemption import STOP, Preempted, requeue_job, say_stopped
+
+Signal = Literal["SIGUSR1", "SIGUSR2", "SIGTERM", "SIGHUP", "SIGXCPU"]
+
+
+@runtime_checkable
+class SavesSteps(Protocol):
+    """A checkpoint callback that saves when it is asked to (:class:`megalit.callbacks.Checkpoint`)."""
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Save the step that has just ended: now, or behind the validation that follows it."""
+
+
+class Preemption(callbacks.Checkpoint):
+    """Saves and stops a run that is signalled, and puts its SLURM job back into the queue.
+
+    The handler of a signal only sets a flag. Ranks agree on it at the end of a step, so a signal that finds one rank
+    in a collective, or reaches one rank only, stops all of them at the same step. The run is saved by the trainer's
+    own checkpoint callback, behind a validation that is due; then the first rank asks for the requeue, and every rank
+    ends with code 75 (:class:`~megalit.preemption.Preempted`), never as a success. Lightning's handlers, which save
+    in the middle of a step and call collectives while they are at it, stay out.
+
+    It is of Lightning's checkpoint kind, so that it is called behind all others, when the step is complete. A script
+    of your own calls ``torch.distributed.destroy_process_group()`` before it ends.
+
+    Args:
+        signals: which ask the run to stop.
+        every_n_steps: optimizer steps between two agreements of the ranks, each a small all-reduce. Agreement, a
+            validation and a checkpoint have to fit between the signal and the end that it announces.
+        requeue: put the SLURM job back into the queue.
+
+    Raises:
+        UserError: no step to agree at, or no callback that saves.
+    """
+
+    def __init__(
+        self, signals: Sequence[Signal] = ("SIGUSR1", "SIGTERM"), every_n_steps: int = 4, requeue: bool = True
+    ) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"preemption.every_n_steps is {every_n_steps}: choose at least 1")
+        self.signals = tuple(signals)
+        self.every_n_steps = every_n_steps
+        self.requeue = requeue
+        self.requeue_job: Callable[[], bool] = requeue_job
+        self._stopping = False
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        if not any(isinstance(callback, SavesSteps) for callback in trainer.checkpoint_callbacks):
+            raise UserError("Preemption has nothing to save with: give the trainer megalit's Checkpoint callback, too")
+        connector: Any = trainer._signal_connector
+        connector.register_signal_handlers = _nothing
+        if stage == "fit":
+            STOP.install(self.signals)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Should another Lightning register its handlers in another way, ours are still the last.
+        STOP.install(self.signals)
+        if self._agreed(trainer):
+            self._leave(trainer)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.every_n_steps == 0 and self._agreed(trainer):
+            self._stopping = True
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, SavesSteps):
+                    callback.save(trainer)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        # By now validation has run, the step is in the logs, and the checkpoint is whole. A run that was at its last
+        # step does not come here: it ends as any other.
+        if self._stopping:
+            self._leave(trainer)
+
+    @staticmethod
+    def _agreed(trainer: lightning.Trainer) -> bool:
+        told = STOP.received is not None
+        if trainer.world_size == 1:
+            return told
+        flag = torch.tensor(float(told), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    def _leave(self, trainer: lightning.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        # SLURM kills all ranks as soon as the job is in its queue again: by then nobody has anything to lose.
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            requeued = self.requeue and self.requeue_job()
+            say_stopped(STOP.received or "a signal to another rank", requeued, f" at step {trainer.global_step:,}")
+        trainer.strategy.barrier()
+        raise Preempted
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,190 @@
+"""``megalit slurm``: another verb as a SLURM job, a job array, or a job behind its preparation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from megalit.cli import VERBS
+from megalit.cli.commands import parse
+from megalit.cli.console import console
+from megalit.errors import UserError
+from megalit.launch import Array, Script, SlurmSettings, Submission, resolve
+
+
+@dataclass(frozen=True)
+class Traits:
+    """How a verb behaves as a job.
+
+    Attributes:
+        results: the setting that names its folder of results, where that folder may hold more than the results.
+        each: what tells a task of an array its part of the work.
+        saves_itself: it handles the signal before the time limit; others are asked to end with SIGTERM.
+        continues: it goes on where it was stopped; one that begins anew would meet its time limit again and again.
+    """
+
+    results: str | None = None
+    each: str | None = None
+    saves_itself: bool = False
+    continues: bool = True
+
+
+TRAITS = {
+    "fit": Traits("run", saves_itself=True),
+    "validate": Traits("run"),
+    "test": Traits("run"),
+    "prepare": Traits("run", continues=False),
+    "corpus": Traits(continues=False),
+    "tokenize": Traits(continues=False),
+    "generate": Traits("output", "--shard {index}/{count}"),
+}
+
+HELP = """
+The verb and its arguments come behind `--`:
+
+  megalit slurm --config configs/slurm/site.yaml --nodes 2 -- fit --config mine.yaml --run runs/mine
+  megalit slurm --config configs/slurm/site.yaml --array 16 -- generate --config rephrase.yaml --output data/rephrase
+
+The same command again continues what is unfinished.
+"""
+
+
+@dataclass(frozen=True)
+class SlurmCommand(SlurmSettings):
+    """Write a batch script for another verb, with a snapshot of the code and the configuration, and submit it.
+
+    Attributes:
+        array: submit a job array of so many tasks, among which the verb divides its work.
+        each: words that tell each task its part, with `{index}` and `{count}` (known for `generate`; empty, where
+            all tasks do the same, such as workers of a sweep).
+        indices: tasks of the array to submit, such as 2 or 0-3,7 or, at most four at a time, 0-99%4 (default: all).
+        folder: folder whose `slurm/` takes script, snapshot and output (default: `run` of fit, `output` of generate,
+            else the current folder).
+        after: id of a job that must have succeeded before.
+        prepare: where stores that `fit` needs are missing, build them in a job of their own, and start behind it.
+        preparation: settings of that job that differ, such as {partition: cpu, cpus_per_task: 16, time: "4:00:00"};
+            it has one node, one task and no GPU unless they say otherwise.
+        dry_run: print the script, and submit nothing.
+    """
+
+    array: int | None = None
+    each: str | None = None
+    indices: str | None = None
+    folder: str | None = None
+    after: str | None = None
+    prepare: bool = True
+    preparation: dict[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+
+
+def main(verb: str, arguments: Sequence[str]) -> None:
+    """``megalit slurm … -- VERB …``."""
+    own, (launched, *rest) = _divided(arguments)
+    command = parse(verb, SlurmCommand, own, HELP)
+    settings = SlurmSettings(**{part.name: getattr(command, part.name) for part in fields(SlurmSettings)})
+    if launched == "fit" and settings.tasks_per_node is None:
+        settings = replace(settings, tasks_per_node=settings.gpus_per_node or 1)
+    settings.check()
+    traits = TRAITS.get(launched, Traits())
+    array = _array(command, launched, traits)
+    for_preparation = _for_preparation(settings, command.preparation)
+    configuration = resolve(launched, rest)
+    if launched in ("fit", "validate", "test"):
+        # Lightning compares them with what SLURM says.
+        configuration["trainer"] |= {"num_nodes": settings.nodes, "devices": settings.tasks_per_node or 1}
+    submission = Submission(Path(command.folder or configuration.get(traits.results or "") or "."))
+    hand_over = _show if command.dry_run else _submit
+    after = command.after
+    if launched == "fit" and command.prepare and _is_unprepared(configuration):
+        after = hand_over(submission, "prepare", for_preparation, None, after, configuration)
+    job = hand_over(submission, launched, settings, array, after, configuration)
+    if not command.dry_run:
+        print(job)
+
+
+def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The launcher's own arguments, and the verb with its."""
+    given = list(arguments)
+    place = given.index("--") if "--" in given else len(given)
+    own = [part + "=true" if part == "--dry_run" else part for part in given[:place]]
+    launched = given[place + 1 :]
+    if {"--help", "-h", "--print_config"}.intersection(own):
+        return own, launched or [""]
+    if not launched:
+        raise UserError("no verb is given to submit: put it behind `--`, as in `megalit slurm --nodes 2 -- fit …`")
+    if launched[0] not in VERBS or launched[0] == "slurm":
+        choices = ", ".join(name for name in VERBS if name != "slurm")
+        raise UserError(f"'{launched[0]}' is no verb to submit: choose one of {choices}")
+    return own, launched
+
+
+def _array(command: SlurmCommand, verb: str, traits: Traits) -> Array | None:
+    if command.array is None:
+        if command.each is not None or command.indices is not None:
+            raise UserError("each and indices are of an array: give --array with the number of its tasks, too")
+        return None
+    each = command.each if command.each is not None else traits.each
+    if verb == "fit":
+        raise UserError("tasks of an array would train in one run folder: submit each run for itself, or a sweep")
+    if each is None:
+        raise UserError(f"how `{verb}` divides its work is not known: give --each, such as '--member {{index}}' or ''")
+    array = Array(command.array, each, command.indices)
+    array.check()
+    return array
+
+
+def _is_unprepared(configuration: dict[str, Any]) -> bool:
+    from megalit.cli.prepare import PrepareSettings, is_prepared
+
+    if configuration["prepare"]["folder"] is None:
+        return False
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PrepareSettings)
+    return not is_prepared(PrepareSettings(**parser.instantiate_classes(parser.parse_object(configuration["prepare"]))))
+
+
+def _for_preparation(settings: SlurmSettings, different: dict[str, Any]) -> SlurmSettings:
+    """Settings of the job that builds the data: a CPU job unless they say otherwise."""
+    unknown = set(different) - {part.name for part in fields(SlurmSettings)}
+    if unknown:
+        raise UserError(f"preparation.{min(unknown)}: there is no such setting; `--help` shows what can be set")
+    cpu_job = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": None, "gres": None}
+    return replace(settings, **{**cpu_job, "name": f"{settings.name}-prepare", **different})
+
+
+def _submit(
+    submission: Submission,
+    verb: str,
+    settings: SlurmSettings,
+    array: Array | None,
+    after: str | None,
+    configuration: dict[str, Any],
+) -> str:
+    job = submission.submit(_script(submission, verb, settings, array, after), verb, configuration)
+    what = f"{verb}, {array.numbers} of {array.count} tasks" if array else verb
+    console.print(f"job {job.id}: {what}" + (f", behind job {after}" if after else ""), soft_wrap=True)
+    console.print(f"  follow it   {job.following}\n  its state   squeue -j {job.id}", soft_wrap=True)
+    console.print(f"  its script  {job.script}\n  end it      scancel {job.id}", soft_wrap=True)
+    return job.id
+
+
+def _show(
+    submission: Submission,
+    verb: str,
+    settings: SlurmSettings,
+    array: Array | None,
+    after: str | None,
+    configuration: dict[str, Any],
+) -> str:
+    print(_script(submission, verb, settings, array, after).render())
+    return f"ID-OF-{verb}"
+
+
+def _script(
+    submission: Submission, verb: str, settings: SlurmSettings, array: Array | None, after: str | None
+) -> Script:
+    traits = TRAITS.get(verb, Traits())
+    command = [verb, "--config", str(submission.configuration(verb))]
+    return submission.script(settings, command, array, after, traits.saves_itself, traits.continues)

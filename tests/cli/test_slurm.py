@@ -1,0 +1,157 @@
+"""``megalit slurm`` up to SLURM's door: what it submits, and what it refuses."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from running import Run
+
+GENERATE = """
+corpus: corpus
+output: out
+recipe: {class_path: Rephrase}
+engine: {class_path: Scripted}
+"""
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for sbatch, which keeps the scripts that it is given and numbers them from 1."""
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    (folder / "sbatch").write_text(
+        f'#!/bin/bash\ncd {folder}; number=$(($(ls *.sh 2>/dev/null | wc -l) + 1))\ncp "$2" $number.sh; echo $number\n'
+    )
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def options(script: Path) -> list[str]:
+    lines = script.read_text().splitlines()
+    return [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+
+
+def test_a_run_is_submitted_behind_its_preparation_with_code_and_configuration(
+    run: Run, from_files: Path, queue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "site.yaml").write_text(
+        "partition: gpu\naccount: me\ngpus_per_node: 4\npreparation: {partition: cpu, cpus_per_task: 16}\n"
+    )
+    given = (
+        "--config",
+        "site.yaml",
+        "--nodes",
+        "2",
+        "--",
+        "fit",
+        "--config",
+        from_files,
+        "--model.learning_rate",
+        "0.5",
+    )
+    assert run("slurm", *given) == 0
+    said = capsys.readouterr()
+    assert said.out == "2\n"
+    assert f"tail -F {tmp_path}/run/slurm/2.log" in said.err
+    preparation, fit = options(queue / "1.sh"), options(queue / "2.sh")
+    for wanted in ("--partition=cpu", "--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=16", "--account=me"):
+        assert wanted in preparation
+    assert not [option for option in preparation if "gpu" in option]
+    for wanted in ("--partition=gpu", "--nodes=2", "--ntasks-per-node=4", "--dependency=afterok:1"):
+        assert wanted in fit
+    (kept,) = [path for path in (tmp_path / "run" / "slurm").iterdir() if path.is_dir()]
+    configuration = yaml.safe_load((kept / "fit.yaml").read_text())
+    assert configuration["model"]["learning_rate"] == 0.5
+    assert configuration["trainer"]["num_nodes"] == 2
+    assert configuration["trainer"]["devices"] == 4
+    assert (kept / "code" / "megalit" / "callbacks" / "preemption.py").is_file()
+    assert (kept / "code" / "COMMIT").exists()
+    assert str(kept / "code") in (queue / "2.sh").read_text()
+    # What lies there now keeps neither the run from starting nor the same command from another submission.
+    here = ("--trainer.num_nodes", "1", "--trainer.devices", "1", "--data.total_tokens", "500")
+    assert run("fit", "--config", kept / "fit.yaml", *here) == 0
+    assert run("slurm", *given) == 0
+    assert capsys.readouterr().out == "3\n"  # the data are there by now
+    assert not [option for option in options(queue / "3.sh") if "dependency" in option]
+
+
+def test_an_array_divides_the_work(run: Run, queue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "generate.yaml").write_text(GENERATE)
+    given = ("--array", "8", "--indices", "0-7%2", "--after", "77", "--", "generate", "--config", "generate.yaml")
+    assert run("slurm", *given) == 0
+    assert capsys.readouterr().out == "1\n"
+    assert "--array=0-7%2" in options(queue / "1.sh")
+    assert "--dependency=afterok:77" in options(queue / "1.sh")
+    assert '--shard "$SLURM_ARRAY_TASK_ID"/8' in (queue / "1.sh").read_text()
+    assert (tmp_path / "out" / "slurm").is_dir()
+
+
+def test_a_dry_run_prints_and_writes_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    (tmp_path / "generate.yaml").write_text(GENERATE)
+    assert run("slurm", "--time", "01:00:00", "--dry_run", "--", "generate", "--config", "generate.yaml") == 0
+    said = capsys.readouterr().out
+    assert said.startswith("#!/bin/bash\n#SBATCH --job-name=megalit\n")
+    assert "#SBATCH --time=01:00:00" in said
+    assert {path.name for path in tmp_path.iterdir()} == {"generate.yaml"}
+
+
+REFUSED = {
+    (): "no verb is given to submit: put it behind `--`",
+    ("--nodes", "2", "fit"): "no verb is given to submit",
+    ("--", "train"): "'train' is no verb to submit: choose one of",
+    ("--", "slurm"): "'slurm' is no verb to submit",
+    ("--bogus", "1", "--", "fit"): "--bogus",
+    ("--nodes", "0", "--", "fit"): "nodes is 0: choose at least 1",
+    ("--nodes", "many", "--", "fit"): "nodes: Expected a int",
+    ("--name", "bash", "--", "fit"): "counts as interactive",
+    ("--signal", "0", "--", "fit"): "signal is 0: name one",
+    ("--template", "none.jinja", "--", "corpus"): "template none.jinja does not exist",
+    ("--array", "4", "--", "fit"): "would train in one run folder",
+    ("--array", "4", "--", "corpus"): "how `corpus` divides its work is not known: give --each",
+    ("--each", "--part {index}", "--", "generate"): "give --array",
+    ("--preparation", "{nonsense: 1}", "--", "corpus"): "preparation.nonsense: there is no such setting",
+    ("--", "generate", "--bogus", "1"): "--bogus",
+    ("--config", "none.yaml", "--", "corpus"): "none.yaml",
+}
+
+
+@pytest.mark.parametrize("given", REFUSED)
+def test_bad_input_ends_in_one_line(
+    given: tuple[str, ...], run: Run, queue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("slurm", *given) == 2
+    said = capsys.readouterr().err
+    assert len(said.strip().splitlines()) == 1
+    assert REFUSED[given] in said
+    assert not list(queue.glob("*.sh"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"queue"}
+
+
+def test_without_slurm_or_where_it_refuses(
+    run: Run, queue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "generate.yaml").write_text(GENERATE)
+    command = ("slurm", "--", "generate", "--config", "generate.yaml")
+    (queue / "sbatch").write_text("#!/bin/bash\necho 'sbatch: error: invalid partition specified: none' >&2; exit 1\n")
+    assert run(*command) == 2
+    assert "SLURM refuses the job (sbatch: error: invalid partition specified: none)" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert run(*command) == 2
+    assert "sbatch is not there" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_lightning_would_load_unasked_is_refused(
+    run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "hpc_ckpt_1.ckpt").touch()
+    assert run("fit", "--config", small) == 2
+    assert (
+        "hpc_ckpt_1.ckpt was saved by Lightning and is no checkpoint of megalit: move it away"
+        in capsys.readouterr().err
+    )
