@@ -44,7 +44,7 @@ VERBS: dict[str, Verb] = {
     "prepare": Verb("build the data that a configuration of fit needs", "megalit.cli.preparing:main", True),
     "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main", True),
     "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True, True),
-    "ensemble": Verb("train members, or take runs, and measure their average", "megalit.cli.ensemble:main", True),
+    "ensemble": Verb("train members, or take runs, and measure their average", "megalit.cli.ensemble:main", True, True),
     "sweep": Verb("tune settings of fit to a locally optimal point", "megalit.cli.sweep:main", True),
     "slurm": Verb("submit another verb to SLURM", "megalit.cli.slurm:main"),
     "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),

@@ -1,9 +1,11 @@
 """``megalit ensemble``: members that differ in their seeds, and what their average is worth."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +24,14 @@ from megalit.errors import UserError
 from megalit.evaluation.ensembles import kept_losses, logit_curve, losses_file, probability_curve, select
 from megalit.evaluation.losses import check_vocabularies, token_losses
 from megalit.files import write_json
+from megalit.preemption import STOP, STOPPED, Preempted
 from megalit.scaling.fitting import fit_power_law
 from megalit.streams.loading import SuiteWindows
 
 FILE = "ensemble.json"
+
+# How often a member's process is looked at.
+_WATCH_SECONDS = 0.5
 
 HELP = """
 All other arguments are those of `megalit fit`; its --run is the folder of the ensemble, with a run of its own for each
@@ -137,14 +143,30 @@ def _train(
         console.print(f"member {number}: the run in {run.path} is finished")
         return
     console.print(f"member {number} of {len(members)}: {run.path}")
-    done = subprocess.run([sys.executable, "-m", "megalit", "fit", *of_fit, *flags], check=False)
-    if done.returncode:
+    code = _run([sys.executable, "-m", "megalit", "fit", *of_fit, *flags])
+    if code == STOPPED:
+        raise Preempted()
+    if code:
         raise UserError(
-            f"member {number} ended with exit code {done.returncode}, as said above: mend that and give the same "
-            "command again"
+            f"member {number} ended with exit code {code}, as said above: mend that and give the same command again"
         )
     if run.finished is None:
         raise UserError(f"member {number} has stopped before its end: the same command continues")
+
+
+def _run(command: Sequence[str]) -> int:
+    """Run a process to its end. What tells this one to stop is passed on, and the process saves itself."""
+    alone, STOP.at_once = STOP.at_once, False
+    told = False
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            if STOP.received is not None and not told:
+                process.send_signal(signal.Signals[STOP.received])
+                told = True
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=_WATCH_SECONDS)
+    STOP.at_once = alone
+    return process.returncode
 
 
 # Measuring ----------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """``megalit ensemble``: training members, going on, and measuring them."""
 
 import json
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from running import Run
+from running import Run, start
 
 from megalit.evaluation.checkpoints import load_model, newest_checkpoint
 from megalit.scaling.records import read_record
@@ -101,3 +103,20 @@ def test_what_cannot_be_an_ensemble_is_named(
         state["state_dict"][name] = state["state_dict"][name][: state["hyper_parameters"]["vocabulary_size"]]
     torch.save(state, checkpoint)
     assert "differ in their tokenizer" in refused("--runs", "run", "other", "--output", "x.json")
+
+
+def test_an_ensemble_that_is_told_to_stop_saves_its_member_and_goes_on(run: Run, small: Path, tmp_path: Path) -> None:
+    flags = ["--members", 1, "--config", small, "--run", "one", "--data.total_tokens", 20_000]
+    process = start("ensemble", *flags, folder=tmp_path)
+    member = tmp_path / "one" / "member-0"
+    while newest_checkpoint(member) is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 75, said
+    assert "stopped by SIGTERM at step" in said
+    assert "Traceback" not in said
+    assert run("ensemble", *flags) == 0
+    assert run("fit", *flags[2:], "--run", "whole") == 0
+    assert read_record(member).validation_curve == read_record(Path("whole")).validation_curve
