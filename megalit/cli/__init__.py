@@ -38,6 +38,7 @@ VERBS: dict[str, Verb] = {
     "generate": Verb("make generations of a corpus with a language model", "megalit.cli.generate:main"),
     "tokenize": Verb("turn a corpus into token stores", "megalit.cli.data:tokenize"),
     "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main", True),
+    "plan": Verb("say what a configuration's run will take: steps, memory, time, disk", "megalit.cli.plan:main", True),
     "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True),
     "validate": Verb("measure a run's losses on the validation suites", "megalit.cli.training:main", True),
     "export": Verb("write a run's model in the Hugging Face format", "megalit.cli.export:main", True),

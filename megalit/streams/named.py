@@ -8,7 +8,6 @@ from typing import Any, Literal
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.streams.datamodule import StreamDataModule, SyntheticDataModule
-from megalit.streams.mixture import Component
 from megalit.streams.orderings import (
     Draw,
     Incomplete,
@@ -21,6 +20,7 @@ from megalit.streams.orderings import (
     Simple,
     Stitched,
 )
+from megalit.streams.run_length import Component
 from megalit.streams.schedule import exact
 from megalit.streams.store import StoreSet
 
