@@ -142,7 +142,7 @@ def _stream(
         texts = documents * ordering.generations
         synthetic = round(share * _tokens(data.generation_tokens, ordering.generations, "generation_tokens"))
         markers = 2 * texts
-        if isinstance(ordering, Stitched) and ordering.real_document == "absent":
+        if ordering.real_document == "absent":
             real, pieces = 0, 0
     elif isinstance(ordering, LatentThoughts):
         texts = documents * _given(data.thoughts, "thoughts")
