@@ -85,7 +85,9 @@ def step_memory(model: Decoder, step: Step) -> StepMemory:
         UserError: a precision that it does not train in.
     """
     if step.precision not in ("32-true", "bf16-mixed", "bf16-true"):
-        raise UserError(f"memory is known for trainer.precision 32-true, bf16-mixed and bf16-true, not {step.precision}")
+        raise UserError(
+            f"memory is known for trainer.precision 32-true, bf16-mixed and bf16-true, not {step.precision}"
+        )
     shape, vocabulary = model.shape, model.lm_head.weight.shape[0]
     total, inner = model.parameter_counts()
     head_weight = vocabulary * shape.hidden_size

@@ -13,7 +13,7 @@ from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.streams.joining import MappedTables, join
 from megalit.streams.loading import SuiteWindows
-from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe
+from megalit.streams.orderings import LatentThoughts, Real, Samples, describe
 from megalit.streams.packing import PackedTokens
 from megalit.streams.pieces import BOS, EOS, Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan
@@ -23,6 +23,7 @@ from megalit.streams.remote import local_stores
 from megalit.streams.run_length import Component, MixtureSettings, schedule_of, steps_of, stream_plans
 from megalit.streams.store import StoreSet, open_stores
 from megalit.streams.stream import Stream
+
 
 @dataclass(frozen=True)
 class _Opened:

@@ -115,9 +115,7 @@ def schedule_of(
     parts: list[tuple[int, Mixing]] = []
     for number, (first, last) in enumerate(pairwise(edges)):
         shares = [component.shares[number] for component in components]
-        mixing: Mixing = (
-            BlockSchedule(shares, settings.seed) if settings.epoch_order == "paper" else Schedule(shares)
-        )
+        mixing: Mixing = BlockSchedule(shares, settings.seed) if settings.epoch_order == "paper" else Schedule(shares)
         parts.append(((last - first) * settings.global_batch, mixing))
     return PhasedSchedule(parts)
 

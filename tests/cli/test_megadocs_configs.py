@@ -1,4 +1,4 @@
-"""Every command of docs/reproducing_megadocs.md is parsed, planned and compared with what the page and the paper say."""
+"""Every command of docs/reproducing_megadocs.md is parsed, planned and compared with what page and paper say."""
 
 import re
 import shlex

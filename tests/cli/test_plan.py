@@ -54,7 +54,12 @@ def test_a_checkpoint_is_as_large_as_predicted(run: Run, plan: Any, small: Path,
 
 @pytest.mark.parametrize(
     ("stream", "epoch_order"),
-    [("RealStream", "documents"), ("SimpleStream", "paper"), ("StitchedStream", "windows"), ("LatentThoughtStream", "paper")],
+    [
+        ("RealStream", "documents"),
+        ("SimpleStream", "paper"),
+        ("StitchedStream", "windows"),
+        ("LatentThoughtStream", "paper"),
+    ],
 )
 def test_plan_arrays_and_stores_take_the_room_that_was_predicted(
     plan: Any, small: Path, data_set: DataSet, tmp_path: Path, monkeypatch: Any, stream: str, epoch_order: str
@@ -125,7 +130,14 @@ def test_the_tables_name_what_matters(run: Run, small: Path, capsys: Any, monkey
     monkeypatch.setenv("COLUMNS", "160")
     assert run("plan", "--config", small) == 0
     said = capsys.readouterr().out
-    for words in ("40 steps", "windows in a pass", "with checkpointing", "training FLOPs", "plan arrays", "checkpoints"):
+    for words in (
+        "40 steps",
+        "windows in a pass",
+        "with checkpointing",
+        "training FLOPs",
+        "plan arrays",
+        "checkpoints",
+    ):
         assert words in said
 
 
