@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "tokenize": Verb("turn a corpus into token stores", "megalit.cli.data:tokenize"),
     "prepare": Verb("build the data that a configuration of fit needs", "megalit.cli.preparing:main", True),
     "inspect": Verb("show what a store or a configuration's streams hold", "megalit.cli.inspect:main", True),
+    "plan": Verb("say what a configuration's run will take: steps, memory, time, disk", "megalit.cli.plan:main", True),
     "fit": Verb("train a language model on a stream, or continue a run", "megalit.cli.training:main", True, True),
     "ensemble": Verb("train members, or take runs, and measure their average", "megalit.cli.ensemble:main", True, True),
     "sweep": Verb("tune settings of fit to a locally optimal point", "megalit.cli.sweep:main", True),

@@ -8,7 +8,7 @@ from megalit.errors import UserError
 from megalit.modeling.decoder import TrainingPlan
 
 # Share of the GPU's memory that stays free: fragmentation, communication, validation.
-_RESERVE = 0.05
+RESERVE = 0.05
 
 
 def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
@@ -42,7 +42,7 @@ def _fits(model: Any, plan: TrainingPlan, windows: int) -> bool:
     try:
         reserved = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
         total = torch.cuda.get_device_properties(model.device).total_memory
-        reserved.append(torch.empty(int(_RESERVE * total), dtype=torch.uint8, device=model.device))
+        reserved.append(torch.empty(int(RESERVE * total), dtype=torch.uint8, device=model.device))
         tokens = torch.zeros(windows, plan.context_length, dtype=torch.int32, device=model.device)
         with model.trainer.precision_plugin.train_step_context():
             loss = model.term_sums({"tokens": tokens, "targets": tokens}).sum()

@@ -1,6 +1,7 @@
 """What a device can do at best, to say how much of it a run used."""
 
 import re
+from collections.abc import Mapping
 
 # Dense bf16 tensor-core FLOP/s by words of the device's name, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -28,12 +29,46 @@ PEAK_FLOPS = {
     "RTX 3090": 71e12,
 }
 
+# Memory in GB (10^9 bytes), from the same sheets.
+MEMORY_GB = {
+    "B300": 288,
+    "B200": 180,
+    "GB200": 186,
+    "H200": 141,
+    "GH200": 96,
+    "H100 NVL": 94,
+    "H100": 80,
+    "H20": 96,
+    "A100": 80,
+    "A800": 80,
+    "A40": 48,
+    "A30": 24,
+    "A10G": 24,
+    "A10": 24,
+    "L40S": 48,
+    "L40": 48,
+    "L4": 24,
+    "RTX 5090": 32,
+    "RTX 4090": 24,
+    "RTX 3090": 24,
+}
+
 
 def peak_flops(device: str) -> float | None:
     """Dense bf16 FLOP/s of a device by its name, or None where it is not known (a CPU, for example)."""
-    found = [name for name in PEAK_FLOPS if re.search(rf"\b{name}\b", device, re.IGNORECASE)]
+    return _of(PEAK_FLOPS, device)
+
+
+def device_memory(device: str) -> float | None:
+    """Bytes of memory of a device by its name, the larger of several editions, or None where it is not known."""
+    gigabytes = _of(MEMORY_GB, device)
+    return None if gigabytes is None else gigabytes * 1e9
+
+
+def _of(table: Mapping[str, float], device: str) -> float | None:
+    found = [name for name in table if re.search(rf"\b{name}\b", device, re.IGNORECASE)]
     # The longest name says most: an H100 PCIe is slower than an H100.
-    return PEAK_FLOPS[max(found, key=len)] if found else None
+    return table[max(found, key=len)] if found else None
 
 
 def mfu(flops_per_token: float, tokens_per_second: float, device: str, devices: int) -> float | None:

@@ -23,9 +23,10 @@ from megalit.streams.loading import (
     SuiteSampler,
     SuiteWindows,
 )
-from megalit.streams.mixture import Component, DocumentOrder, Mixture, MixtureSettings
+from megalit.streams.mixture import Mixture
 from megalit.streams.orderings import Ordering, Real
 from megalit.streams.plan import RunPlan
+from megalit.streams.run_length import Component, DocumentOrder, MixtureSettings
 from megalit.streams.schedule import exact
 from megalit.streams.store import StoreSet
 from megalit.streams.stream import EpochOrder
@@ -137,25 +138,29 @@ class StreamDataModule(lightning.LightningDataModule):
         return [], [], []
 
     @property
+    def settings(self) -> MixtureSettings:
+        """What all streams of this run share."""
+        return MixtureSettings(
+            stores=self.stores or "",
+            context_length=self.context_length,
+            global_batch=self.global_batch,
+            real_epochs=self.real_epochs,
+            total_tokens=self.total_tokens,
+            epoch_order=self.epoch_order,
+            seed=self.seed or 0,
+            real_fraction=self.real_fraction,
+            separate_validation=self.separate_validation,
+            document_order=self.document_order,
+            embeddings=self.embeddings,
+        )
+
+    @property
     def mixture(self) -> Mixture:
         """Streams, schedule and suites; opens the stores on first use."""
         if self._mixture is None:
             if self.stores is None:
                 raise UserError("no token stores are named: set data.stores, or prepare.folder to build them")
-            settings = MixtureSettings(
-                stores=self.stores,
-                context_length=self.context_length,
-                global_batch=self.global_batch,
-                real_epochs=self.real_epochs,
-                total_tokens=self.total_tokens,
-                epoch_order=self.epoch_order,
-                seed=self.seed or 0,
-                real_fraction=self.real_fraction,
-                separate_validation=self.separate_validation,
-                document_order=self.document_order,
-                embeddings=self.embeddings,
-            )
-            self._mixture = Mixture(settings, *self.components(), self.markers)
+            self._mixture = Mixture(self.settings, *self.components(), self.markers)
         return self._mixture
 
     @property

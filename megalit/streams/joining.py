@@ -20,6 +20,9 @@ from megalit.streams.store import StoreSet, TokenStore
 
 Narrow = npt.NDArray[np.int32]
 
+# What the columns of a table of pieces can number: chunks of all stores, and pieces with the literals between them.
+_MOST_BUFFERS, _MOST_ROWS = 2**16, 2**30
+
 _COLUMNS = ("buffer", "begin", "length", "document", "generation")
 _GROUPS = ("real", "generations", "thoughts", "segments")
 
@@ -248,6 +251,17 @@ class _TableBuilder:
         self.rows += len(columns[0])
 
     def finish(self) -> PieceTable:
+        """The table.
+
+        Raises:
+            UserError: more chunks or pieces than its columns can number.
+        """
+        for count, most, what in ((len(self._buffers), _MOST_BUFFERS, "chunks"), (self.rows, _MOST_ROWS, "pieces")):
+            if count > most:
+                raise UserError(
+                    f"the stores have {count:,} {what}, and one data set can have {most:,}: train on a part of them "
+                    "(data.real_fraction, or fewer stores)"
+                )
         types = (np.uint16, np.uint32, np.int32, np.int32, np.int32)
         columns: list[Any] = [
             np.concatenate([part.astype(kind) for part in parts])

@@ -4,10 +4,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
-from math import ceil, floor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,50 +13,16 @@ from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.streams.joining import MappedTables
 from megalit.streams.loading import SuiteWindows
-from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe
+from megalit.streams.orderings import LatentThoughts, Real, Samples, describe
 from megalit.streams.pieces import Integers, Literals, PieceTables
-from megalit.streams.plan import RunPlan, StreamPlan
+from megalit.streams.plan import RunPlan
 from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.related import related_order
 from megalit.streams.remote import local_stores
-from megalit.streams.schedule import BlockSchedule, Mixing, PhasedSchedule, Schedule
+from megalit.streams.run_length import Component, MixtureSettings, schedule_of, steps_of, stream_plans
 from megalit.streams.store import StoreSet, open_stores
-from megalit.streams.stream import EpochOrder, Stream
+from megalit.streams.stream import Stream
 from megalit.streams.suites import suite_of
-
-DocumentOrder = Literal["permuted", "related"]
-
-
-@dataclass(frozen=True)
-class Component:
-    """A stream's part in the mixture.
-
-    Attributes:
-        ordering: the order of its pieces.
-        shares: of the run's windows, one for each phase.
-        stores: folder of its stores, if they are not the mixture's own.
-    """
-
-    ordering: Ordering
-    shares: tuple[Fraction, ...]
-    stores: str | None = None
-
-
-@dataclass(frozen=True)
-class MixtureSettings:
-    """What all streams of a mixture share; see :class:`megalit.streams.datamodule.StreamDataModule`."""
-
-    stores: str
-    context_length: int
-    global_batch: int
-    real_epochs: float | None
-    total_tokens: int | None
-    epoch_order: EpochOrder
-    seed: int
-    real_fraction: float
-    separate_validation: bool
-    document_order: DocumentOrder
-    embeddings: str | None
 
 
 @dataclass(frozen=True)
@@ -116,8 +80,9 @@ class Mixture:
                 "lower it or add documents"
             )
         self.suites = self._suites(own.stores)
-        steps = self._steps(components, phases, real_tokens)
-        self.schedule = self._schedule(components, phases, steps)
+        windows = [stream.windows for stream in self.streams]
+        steps = steps_of(settings, components, phases, windows, real_tokens)
+        self.schedule = schedule_of(settings, components, phases, steps)
         self.plan = self._plan(components, phases, steps, real_tokens)
 
     @property
@@ -210,54 +175,9 @@ class Mixture:
         settings = self.settings
         return {"iid": suite_of(stores.validation, settings.context_length, settings.separate_validation)}
 
-    def _steps(self, components: Sequence[Component], phases: Sequence[Fraction], real_tokens: int) -> int:
-        settings = self.settings
-        if settings.total_tokens is not None:
-            return ceil(Fraction(settings.total_tokens, settings.context_length * settings.global_batch))
-        assert settings.real_epochs is not None
-        own = (None, settings.stores)
-        number = next((n for n, c in enumerate(components) if isinstance(c.ordering, Real) and c.stores in own), None)
-        share = Fraction(0)
-        if number is not None:
-            share = sum((p * s for p, s in zip(phases, components[number].shares, strict=True)), Fraction(0))
-        if number is None or not share:
-            raise UserError("data.real_epochs is given and no real stream is in the mixture: give data.total_tokens")
-        epochs = Fraction(str(settings.real_epochs))
-        if settings.epoch_order == "paper":
-            return paper_steps(real_tokens, settings.context_length * settings.global_batch, epochs, share)
-        return ceil(self.streams[number].windows * epochs / share / settings.global_batch)
-
-    def _schedule(self, components: Sequence[Component], phases: Sequence[Fraction], steps: int) -> PhasedSchedule:
-        edges = [round(sum(phases[:end]) * steps) for end in range(len(phases) + 1)]
-        parts: list[tuple[int, Mixing]] = []
-        for number, (first, last) in enumerate(pairwise(edges)):
-            shares = [component.shares[number] for component in components]
-            mixing: Mixing
-            if self.settings.epoch_order == "paper":
-                mixing = BlockSchedule(shares, self.settings.seed)
-            else:
-                mixing = Schedule(shares)
-            parts.append(((last - first) * self.settings.global_batch, mixing))
-        return PhasedSchedule(parts)
-
     def _plan(
         self, components: Sequence[Component], phases: Sequence[Fraction], steps: int, real_tokens: int
     ) -> RunPlan:
-        counts = self.schedule.counts(self.schedule.samples)
-        samples = steps * self.settings.global_batch
-        streams = tuple(
-            StreamPlan(
-                name=stream.name,
-                share=int(count) / samples if samples else 0.0,
-                unique_tokens=stream.tokens,
-                synthetic_fraction=stream.synthetic_tokens / stream.tokens,
-                windows_per_epoch=stream.windows,
-                windows=int(count),
-            )
-            for stream, count in zip(self.streams, counts, strict=True)
-        )
-        if not steps:
-            raise UserError("the run has no step: raise data.real_epochs or lower data.global_batch")
         settings = {
             **asdict(self.settings),
             "embeddings": self._embeddings,
@@ -271,7 +191,7 @@ class Mixture:
             "phases": [str(phase) for phase in phases],
         }
         return RunPlan(
-            streams=streams,
+            streams=stream_plans(self.streams, self.schedule),
             context_length=self.settings.context_length,
             global_batch=self.settings.global_batch,
             steps=steps,
@@ -290,8 +210,3 @@ def _file_digest(name: str | None) -> str | None:
         return None
     with Path(name).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def paper_steps(real_tokens: int, batch_tokens: int, real_epochs: Fraction, real_share: Fraction) -> int:
-    """Steps of a run in the paper's order (arXiv 2603.18534): the incomplete last batch of an epoch is dropped."""
-    return floor(real_tokens // batch_tokens * real_epochs / real_share)

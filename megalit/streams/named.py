@@ -8,7 +8,6 @@ from typing import Any, Literal
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.streams.datamodule import StreamDataModule, SyntheticDataModule
-from megalit.streams.mixture import Component
 from megalit.streams.orderings import (
     Draw,
     Incomplete,
@@ -17,10 +16,12 @@ from megalit.streams.orderings import (
     Ordering,
     Real,
     RealDocument,
+    RealDocuments,
     Samples,
     Simple,
     Stitched,
 )
+from megalit.streams.run_length import Component
 from megalit.streams.schedule import exact
 from megalit.streams.store import StoreSet
 
@@ -32,18 +33,25 @@ class SimpleStream(SyntheticDataModule):
         generations: how many of each document's generations take part.
         draw: which: the ``first`` ones, or some ``drawn`` for each document by seed.
         incomplete: ``refuse`` documents with fewer generations, or ``accept`` them with those that they have.
+        real_document: real documents stand ``among`` their generations, or are ``absent``.
     """
 
     def __init__(
-        self, generations: int = 4, draw: Draw = "first", incomplete: Incomplete = "refuse", **settings: Any
+        self,
+        generations: int = 4,
+        draw: Draw = "first",
+        incomplete: Incomplete = "refuse",
+        real_document: RealDocuments = "among",
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.generations = _positive(generations)
         self.draw: Draw = draw
         self.incomplete: Incomplete = incomplete
+        self.real_document: RealDocuments = real_document
 
     def synthetic_ordering(self) -> Ordering:
-        return Simple(self.generations, self.draw, self.incomplete)
+        return Simple(self.generations, self.draw, self.incomplete, self.real_document)
 
 
 class StitchedStream(SyntheticDataModule):
@@ -121,7 +129,8 @@ class MixedStream:
         order: ``real``, ``simple``, ``stitched``, ``latent_thoughts`` or ``samples``.
         share: of the run's windows, or one share for each phase of the mixture.
         generations: of each document, for simple and stitched streams.
-        real_document: where the real document stands in a stitched stream's megadocs.
+        real_document: where the real document stands in a stitched stream's megadocs; ``absent`` leaves it out of
+            a simple stream too.
         draw: which generations take part.
         incomplete: ``refuse`` documents with fewer generations, or ``accept`` them with those that they have.
         stores: folder of its stores, if they are not the mixture's own: an old corpus, for example.
@@ -143,7 +152,8 @@ class MixedStream:
         if self.order == "real":
             ordering = Real(name)
         elif self.order == "simple":
-            ordering = Simple(_positive(self.generations), self.draw, self.incomplete, name)
+            among: RealDocuments = "absent" if self.real_document == "absent" else "among"
+            ordering = Simple(_positive(self.generations), self.draw, self.incomplete, among, name)
         elif self.order == "samples":
             ordering = Samples(name)
         elif self.order == "stitched":

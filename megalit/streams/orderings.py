@@ -21,6 +21,7 @@ from megalit.errors import UserError
 from megalit.streams.pieces import BOS, EOS, EOS_BOS, SEPARATOR, THOUGHT_END, THOUGHT_START, Integers, PieceTables, Rows
 
 RealDocument = Literal["last", "first", "absent"]
+RealDocuments = Literal["among", "absent"]
 Draw = Literal["first", "drawn"]
 MegadocOrder = Literal["fixed", "drawn"]
 Incomplete = Literal["refuse", "accept"]
@@ -78,16 +79,21 @@ class Simple:
         generations: how many of each document's generations take part.
         draw: which: the ``first`` ones, or some ``drawn`` for each document by seed.
         incomplete: documents with fewer generations are refused, or accepted with those that they have.
+        real_document: real documents stand ``among`` their generations, or are ``absent``.
     """
 
     generations: int
     draw: Draw = "first"
     incomplete: Incomplete = "refuse"
+    real_document: RealDocuments = "among"
     name: str = "simple"
 
     def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
         chosen = _choose(tables, self.generations, self.draw, self.incomplete, fixed).ravel()
-        return _delimited(epoch.permutation(np.concatenate([tables.real.rows(), chosen[chosen != _NONE]])))
+        pieces = chosen[chosen != _NONE]
+        if self.real_document == "among":
+            pieces = np.concatenate([tables.real.rows(), pieces])
+        return _delimited(epoch.permutation(pieces))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from megalit.files import lock, new_folder
 
 # The epoch being read and its neighbours: loader workers run ahead of the training step.
-_KEPT_EPOCHS = 3
+KEPT_EPOCHS = 3
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -62,7 +62,7 @@ class PlanArrays:
                                 np.save(temporary / f"{name}.npy", array)
                         arrays = _map(folder)
             self._mapped[epoch] = arrays
-            for old in [known for known in self._mapped if known <= epoch - _KEPT_EPOCHS]:
+            for old in [known for known in self._mapped if known <= epoch - KEPT_EPOCHS]:
                 del self._mapped[old]
                 _remove(self._folder / f"epoch-{old}")
         return self._mapped[epoch]

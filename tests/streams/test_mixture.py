@@ -20,9 +20,9 @@ from megalit.streams import (
 )
 from megalit.streams.datamodule import Phase
 from megalit.streams.loading import Batch, split
-from megalit.streams.mixture import paper_steps
 from megalit.streams.named import MixedStream
 from megalit.streams.packing import IGNORED
+from megalit.streams.run_length import paper_steps
 from megalit.streams.schedule import BlockSchedule
 from megalit.streams.stream import EpochOrder, Stream
 

@@ -84,6 +84,14 @@ def test_simple_holds_each_document_and_its_first_generations(
     assert Counter(found) == expected
 
 
+def test_simple_without_real_documents_holds_their_generations(
+    data_set: DataSet, tables: PieceTables, literals: Literals
+) -> None:
+    found = documents_of(tokens_of(Simple(2, real_document="absent"), tables), literals)
+    texts = [g["text"] for row in training_rows(data_set) for g in row["generations"][:2]]
+    assert Counter(found) == Counter(encoded(data_set, text) for text in texts)
+
+
 @pytest.mark.parametrize("real_document", ["last", "first", "absent"])
 @pytest.mark.parametrize("count", [1, 4])
 def test_stitched_keeps_each_documents_pieces_together_in_order(

@@ -16,8 +16,10 @@ from running import start
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.errors import UserError
 from megalit.files import read_json, write_json
-from megalit.streams import RealStream
+from megalit.streams import RealStream, joining
 from megalit.streams.building import build_store, verify
+from megalit.streams.joining import join
+from megalit.streams.pieces import Literals
 from megalit.streams.store import TokenStore, open_stores
 
 
@@ -104,3 +106,18 @@ def test_builds_that_are_killed_or_run_at_once_end_with_one_whole_store(corpus: 
         verify(store.folder)
     table = pq.read_table(corpus / "corpus" / "generations.parquet", columns=["split"])
     assert built.generations[0].manifest.items == table["split"].to_pylist().count("train")
+
+
+@pytest.mark.parametrize(("limit", "what"), [("_MOST_BUFFERS", "chunks"), ("_MOST_ROWS", "pieces")])
+def test_more_than_a_table_can_number_is_refused(
+    data_set: DataSet, monkeypatch: pytest.MonkeyPatch, limit: str, what: str
+) -> None:
+    """Without a refusal the numbers would wrap, and windows hold other texts than they say."""
+    literals = Literals(data_set.stores.real.manifest.bos, data_set.stores.real.manifest.eos)
+    table = join(data_set.stores, literals).table
+    enough = len(table.buffers) if what == "chunks" else len(table)
+    monkeypatch.setattr(joining, limit, enough)
+    join(data_set.stores, literals)
+    monkeypatch.setattr(joining, limit, enough - 1)
+    with pytest.raises(UserError, match=f"{enough} {what}"):
+        join(data_set.stores, literals)

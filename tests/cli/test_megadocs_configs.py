@@ -1,0 +1,156 @@
+"""Every command of docs/reproducing_megadocs.md is parsed, planned and compared with what page and paper say."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megalit.cli import VERBS
+from megalit.cli.commands import parse
+from megalit.cli.data import CorpusCommand, TokenizeCommand
+from megalit.cli.export import ExportCommand
+from megalit.cli.generate import GenerateCommand
+from megalit.cli.plan import PlanCLI, predict
+from megalit.cli.prediction import Prediction
+from megalit.cli.training import PARSING
+from megalit.modeling.language_model import LanguageModel
+from megalit.streams import StreamDataModule
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reproducing_megadocs.md"
+SWEEPS = sorted((ROOT / "configs" / "megadocs" / "sweeps").glob("*.yaml"))
+ASSUMED = ["--config", "configs/megadocs/assume.yaml", "--assume.samples", "1754421", "--assume.sample_tokens"]
+ASSUMED += ["1754421851"]
+
+
+def commands(verb: str) -> list[list[str]]:
+    """The arguments of each of the page's commands with this verb."""
+    blocks = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    given = [shlex.split(line) for line in lines]
+    return [arguments[2:] for arguments in given if arguments[:2] == ["megalit", verb]]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def planned(arguments: list[str]) -> Prediction:
+    """What ``megalit plan`` says with the paper's sizes."""
+    thoughts = re.search(r"latent_thoughts-(\d+)", " ".join(arguments))
+    sizes = [*ASSUMED, *(["--assume.thoughts", thoughts[1]] if thoughts else [])]
+    return predict(PlanCLI(LanguageModel, StreamDataModule, run=False, args=[*arguments, *sizes], **PARSING))
+
+
+def runs() -> Iterator[tuple[str, int, Prediction]]:
+    """Name, members and plan of each run that the page starts."""
+    for arguments in commands("fit"):
+        plan = planned(arguments)
+        yield plan.run.removeprefix("runs/megadocs/"), 1, plan
+    for arguments in commands("ensemble"):
+        place = arguments.index("--members")
+        plan = planned(arguments[:place] + arguments[place + 2 :])
+        yield plan.run.removeprefix("runs/megadocs/"), int(arguments[place + 1]), plan
+
+
+def row(name: str, members: int, plan: Prediction) -> str:
+    """The run's line in the page's table, up to its published loss."""
+    assert plan.time is not None
+    times = f"{members} × " if members > 1 else ""
+    epochs = " + ".join(f"{stream.epochs:.1f}" for stream in plan.plan.streams)
+    hours = members * plan.time.device_hours
+    return (
+        f"| {name} | {times}{plan.plan.steps:,} | {epochs} | {times}{plan.plan.tokens / 1e9:.2f}B "
+        f"| {members * plan.flops:.2e} | {hours:,.1f} |"
+    )
+
+
+@pytest.fixture(scope="module")
+def all_runs() -> list[tuple[str, int, Prediction]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return list(runs())
+
+
+def test_the_table_of_costs_is_what_plan_says(all_runs: list[tuple[str, int, Prediction]]) -> None:
+    page = PAGE.read_text()
+    assert len(all_runs) == 29
+    assert len({name for name, _, _ in all_runs}) == 29
+    for run in all_runs:
+        assert row(*run) in page
+
+
+def test_the_runs_are_the_papers(all_runs: list[tuple[str, int, Prediction]]) -> None:
+    """Steps: int(777 · real epochs / (1 − mix)), with the epochs and mixes of the authors' code."""
+    plans = {name: plan.plan for name, _, plan in all_runs}
+    expected = {
+        "real-300m": 12_432,
+        "real-1.5b": 6_216,
+        "simple-2": 12_432,
+        "simple-8": 24_864,
+        "simple-16": 49_728,
+        "stitched-2": 24_864,
+        "stitched-16": 49_728,
+        "stitched-32": 248_640,
+        "latent_thoughts-32": 248_640,
+        "self_distillation": 49_728,
+        "ensemble/real": 24_864,
+    }
+    assert {name: plans[name].steps for name in expected} == expected
+    for plan in plans.values():
+        assert (plan.context_length, plan.global_batch) == (4096, 64)
+        assert plan.settings["epoch_order"] == "paper"
+    # Synthetic epochs: mix · total tokens / tokens of the synthetic stream.
+    for name, mix, tokens in [
+        ("simple-2", 0.75, 398_936_730),
+        ("stitched-4", 0.75, 556_032_327),
+        ("simple-8", 0.75, 967_660_703),
+        ("stitched-16", 0.75, 1_958_289_599),
+        ("stitched-32", 0.9, 3_713_048_352),
+        ("latent_thoughts-16", 0.75, 1_240_261_938),
+    ]:
+        synthetic = plans[name].streams[1]
+        assert synthetic.unique_tokens == tokens
+        assert synthetic.epochs == pytest.approx(mix * plans[name].tokens / tokens, rel=2e-4)
+
+
+def test_the_models_are_the_papers(all_runs: list[tuple[str, int, Prediction]]) -> None:
+    totals = {name: plan.parameters["total"] for name, _, plan in all_runs}
+    assert totals["real-150m"] == 154_147_328
+    assert totals["real-300m"] == totals["stitched-16"] == 299_649_792
+    assert totals["real-600m"] == 602_457_088
+    assert totals["real-1.5b"] == totals["larger/stitched-16-1.5b"] == 1_540_732_416
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_ends_of_every_sweep_can_be_planned(path: Path) -> None:
+    sweep: dict[str, Any] = yaml.safe_load(path.read_text())
+    steps = []
+    for end in (0, -1):
+        flags = [flag for key, grid in sweep["space"].items() for flag in (f"--{key}", str(grid[end]))]
+        steps.append(planned([*sweep["fit"], *flags]).plan.steps)
+    assert (steps[0] < steps[1]) == ("data.real_epochs" in sweep["space"])
+
+
+def test_what_makes_data_is_parsed() -> None:
+    kinds = {
+        "corpus": CorpusCommand,
+        "generate": GenerateCommand,
+        "tokenize": TokenizeCommand,
+        "export": ExportCommand,
+    }
+    for verb, kind in kinds.items():
+        given = commands(verb)
+        assert given, verb
+        for arguments in given:
+            parse(verb, kind, arguments)
+
+
+def test_every_command_is_of_a_known_verb() -> None:
+    used = set(re.findall(r"^megalit (\w+)", PAGE.read_text(), re.MULTILINE))
+    assert used <= {*VERBS, "sweep", "evaluate", "ensemble"}
