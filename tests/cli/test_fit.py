@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megalit import files
 from megalit.callbacks import Checkpoint
-from megalit.cli.models import load_model
+from megalit.evaluation.checkpoints import load_model
 from megalit.scaling.records import read_record
 
 
