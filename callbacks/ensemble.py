@@ -10,7 +10,7 @@ import torch
 from torchmetrics import MeanMetric
 
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import find_checkpoint, load_model, refuse_other_tokens
+from megalit.evaluation.checkpoints import Tokens, find_checkpoint, load_model, refuse_other_tokens, tokens_of
 from megalit.evaluation.ensembles import kept_losses, losses_file, mixture_losses
 from megalit.evaluation.losses import Losses, Suite, token_losses
 from megalit.modeling.head import IGNORED
@@ -46,10 +46,9 @@ class Ensemble(lightning.Callback):
         Raises:
             UserError: one is not there, or has another vocabulary or tokenizer.
         """
+        ours = Tokens(model.vocabulary_size or plan.vocabulary_size, plan.tokenizer)
         for name in self.members:
-            member = load_model(Path(name))
-            vocabulary = model.vocabulary_size or plan.vocabulary_size
-            refuse_other_tokens(f"the member {name}", member, vocabulary, plan.tokenizer, "the model in training")
+            refuse_other_tokens(f"the member {name}", tokens_of(Path(name)), ours, "the model in training")
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -74,7 +73,7 @@ class Ensemble(lightning.Callback):
         if everywhere:
             return kept_losses(path, suite.targets, lambda: np.empty(0, dtype=np.float32))
         # All ranks share the work, so all have the result, also where they share no disk.
-        model = load_model(member).to(device)
+        model = load_model(member, precision).to(device)
         losses = token_losses(model, suite, self.batch, precision, divide=trainer.world_size > 1)
         if trainer.is_global_zero:
             kept_losses(path, suite.targets, lambda: losses)

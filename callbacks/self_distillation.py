@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import load_model, refuse_other_tokens
+from megalit.evaluation.checkpoints import Tokens, load_model, refuse_other_tokens, tokens_of
 from megalit.modeling.decoder import Decoder
 from megalit.modeling.distillation import Average, Distillation, follow, frozen_copy
 from megalit.modeling.head import IGNORED, Weighted
@@ -55,7 +55,6 @@ class SelfDistillation(lightning.Callback):
         self.decay = decay
         self._distillation: Distillation | None = None
         self._saved_average: dict[str, Tensor] | None = None
-        self._loaded: list[Decoder] = []
         if not self.teachers:
             raise UserError("SelfDistillation has no teachers: name run folders or checkpoints, or ema")
         if AVERAGE_OF_STUDENT in self.teachers and len(self.teachers) > 1:
@@ -69,18 +68,14 @@ class SelfDistillation(lightning.Callback):
             raise UserError(f"SelfDistillation.decay is {decay}: choose a value in [0, 1)")
 
     def check(self, model: Any, plan: Any) -> None:
-        """Load the teachers, before a run is begun.
+        """Look for the teachers, before a run is begun.
 
         Raises:
             UserError: one is not there, or has another vocabulary or tokenizer.
         """
-        if self._follows_student or self._loaded:
-            return
-        for name in self.teachers:
-            teacher = load_model(Path(name)).requires_grad_(False)
-            vocabulary = model.vocabulary_size or plan.vocabulary_size
-            refuse_other_tokens(f"the teacher {name}", teacher, vocabulary, plan.tokenizer, "the student")
-            self._loaded.append(teacher)
+        students = Tokens(model.vocabulary_size or plan.vocabulary_size, plan.tokenizer)
+        for name in [] if self._follows_student else self.teachers:
+            refuse_other_tokens(f"the teacher {name}", tokens_of(Path(name)), students, "the student")
 
     @property
     def _follows_student(self) -> bool:
@@ -105,13 +100,17 @@ class SelfDistillation(lightning.Callback):
                 self._saved_average = None
         else:
             self.check(model, trainer.datamodule.plan)  # type: ignore[attr-defined]
-            teachers = [teacher.to(model.device) for teacher in self._loaded]
-            self._loaded = []
+            teachers = [self._load(name, trainer) for name in self.teachers]
         self._distillation = Distillation(teachers, self.temperature, self.average)
         self._data, self._soft = Weighted(model.terms[0], 1 - self.weight), Weighted(self._distillation, self.weight)
         model.terms[0] = self._data
         model.terms.append(self._soft)
         model.row_sources.append(self._distillation.rows)
+
+    @staticmethod
+    def _load(name: str, trainer: lightning.Trainer) -> Decoder:
+        teacher = load_model(Path(name), str(trainer.precision)).requires_grad_(False)
+        return teacher.to(trainer.strategy.root_device)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -121,7 +120,8 @@ class SelfDistillation(lightning.Callback):
         weight = self.weight + (self.final_weight - self.weight) * min(1.0, progress)
         self._data.weight.fill_(1 - weight)
         self._soft.weight.fill_(weight)
-        self._distillation.teacher_nats = torch.zeros((), device=pl_module.device)
+        zero = torch.zeros((), device=pl_module.device)
+        self._distillation.teacher_nats = self._data.total = self._soft.total = zero
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -132,10 +132,12 @@ class SelfDistillation(lightning.Callback):
             follow(self._distillation.teachers[0], model, self.decay)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
-            nats_and_count = torch.stack([self._distillation.teacher_nats, (batch["targets"] != IGNORED).sum()])
+            totals = [self._data.total, self._soft.total, self._distillation.teacher_nats]
+            sums = torch.stack([*totals, (batch["targets"] != IGNORED).sum()])
             if trainer.world_size > 1:
-                torch.distributed.all_reduce(nats_and_count)
-            pl_module.log("train/teacher_cross_entropy", nats_and_count[0] / nats_and_count[1])
+                torch.distributed.all_reduce(sums)
+            names = ("train/cross_entropy", "train/distillation", "train/teacher_cross_entropy")
+            pl_module.log_dict(dict(zip(names, sums[:3] / sums[3], strict=True)))
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # The loss is the model's own again, and the teachers' memory is free.

@@ -12,17 +12,18 @@ from typing import Any, Literal
 
 import torch
 
+from megalit.callbacks import SelfDistillation
 from megalit.cli.commands import parse
 from megalit.cli.console import Step, console
 from megalit.cli.evaluate import gather
 from megalit.cli.fit_config import fit_config
-from megalit.cli.models import TrainedModel, open_model
+from megalit.cli.models import TrainedModel, named_device, open_model
 from megalit.cli.run_folder import RunFolder
 from megalit.cli.suites import Cutting, suite_store
 from megalit.cli.tables import ensemble_tables
 from megalit.errors import UserError
 from megalit.evaluation.ensembles import kept_losses, logit_curve, losses_file, probability_curve, select
-from megalit.evaluation.losses import check_vocabularies, token_losses
+from megalit.evaluation.losses import Losses, check_vocabularies, token_losses
 from megalit.files import write_json
 from megalit.preemption import STOP, STOPPED, Preempted
 from megalit.scaling.fitting import fit_power_law
@@ -78,6 +79,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit ensemble``."""
     own, of_fit = _split(arguments)
     command = parse(verb, EnsembleCommand, gather(own, "--runs"), HELP)
+    _check_settings(command)
     if command.runs:
         if of_fit:
             raise UserError(f"{of_fit[0]} is given beside --runs, which trains nothing: leave one of them out")
@@ -85,10 +87,6 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             raise UserError("runs that are there already have no folder in common: name a file with --output")
         measure([Path(run) for run in command.runs], command, Path(command.output))
         return
-    if command.members < 1:
-        raise UserError(f"members is {command.members}: choose at least 1")
-    if command.only is not None and not 0 <= command.only < command.members:
-        raise UserError(f"only is {command.only} and members are counted from 0 to {command.members - 1}: choose one")
     config = fit_config(of_fit)
     folder = Path(config["run"])
     members = [folder / f"member-{number}" for number in range(command.members)]
@@ -97,6 +95,20 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         _train(number, members, of_fit, config, command)
     if command.only is None:
         measure(members, command, Path(command.output) if command.output else folder / FILE)
+
+
+def _check_settings(command: EnsembleCommand) -> None:
+    """Refuse, before anything is trained, what would be found out after it."""
+    for name in ("members", "batch"):
+        if getattr(command, name) < 1:
+            raise UserError(f"{name} is {getattr(command, name)}: choose at least 1")
+    if command.only is not None and not 0 <= command.only < command.members:
+        raise UserError(f"only is {command.only} and members are counted from 0 to {command.members - 1}: choose one")
+    if not command.suites:
+        raise UserError("no suite is named, so there is nothing to measure: name one in suites")
+    named_device(command.device)
+    if command.chain is not None:
+        SelfDistillation("a member", weight=command.chain_weight, temperature=command.chain_temperature)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -174,70 +186,70 @@ def _run(command: Sequence[str]) -> int:
 
 def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> None:
     """Measure the averages of the first K members on every suite, and write the result."""
-    opened = [open_model(member) for member in members]
-    _check(opened)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if command.device == "auto" else command.device
-    )
+    device = named_device(command.device)
+    opened = [open_model(members[0])]
+    suites = {name: _windows(name, location, opened[0]) for name, location in command.suites.items()}
+    losses: dict[str, list[Losses]] = {name: [] for name in suites}
+    for number, path in enumerate(members):
+        member = opened[0] if number == 0 else open_model(path)
+        _check(opened[0], member)
+        for name, suite in suites.items():
+            losses[name].append(_losses(path, member, name, suite, command.batch, device))
+        if number and command.logits:
+            opened.append(member)  # all in memory at once, for the sums of their logits alone
     result: dict[str, Any] = {"format": 1, "members": [str(member) for member in members], "suites": {}}
-    for name, location in command.suites.items():
-        first = opened[0]
-        cutting = Cutting().of(first)
-        suite = cutting.windows(suite_store(name, location, first))(int(cutting.context_length or 0))
-        result["suites"][name] = _measure_suite(name, suite, members, opened, command, device)
+    for name, suite in suites.items():
+        averages = {"probabilities": probability_curve(losses[name])}
+        if command.logits:
+            with Step(f"average of logits, {name}"):
+                models = [member.model.to(device) for member in opened]
+                averages["logits"] = logit_curve(models, suite, command.batch, opened[0].precision)
+        result["suites"][name] = _result(suite, losses[name], averages)
         write_json(output, result)
     for table in ensemble_tables(result):
         console.print(table)
     print(output)
 
 
-def _check(members: Sequence[TrainedModel]) -> None:
+def _windows(name: str, location: str | None, model: TrainedModel) -> SuiteWindows:
+    cutting = Cutting().of(model)
+    return cutting.windows(suite_store(name, location, model))(int(cutting.context_length or 0))
+
+
+def _check(first: TrainedModel, member: TrainedModel) -> None:
     """Refuse members that cannot be averaged."""
-    check_vocabularies([member.model for member in members])
+    check_vocabularies([first.model, member.model])
     for name in ("tokenizer", "context_length", "precision"):
-        values = {getattr(member, name): member.folder for member in members if getattr(member, name) is not None}
-        if len(values) > 1:
-            (one, one_folder), (other, other_folder) = list(values.items())[:2]
+        one, other = getattr(first, name), getattr(member, name)
+        if None not in (one, other) and one != other:
             raise UserError(
-                f"{one_folder} and {other_folder} differ in their {name} ({one}, {other}): take members that share it"
+                f"{first.folder} and {member.folder} differ in their {name} ({one}, {other}): take members that agree"
             )
 
 
-def _measure_suite(
-    name: str,
-    suite: SuiteWindows,
-    members: Sequence[Path],
-    opened: Sequence[TrainedModel],
-    command: EnsembleCommand,
-    device: torch.device,
-) -> dict[str, Any]:
-    losses = []
-    for path, member in zip(members, opened, strict=True):
-        with Step(f"{path}, {name}"):
-            kept = losses_file(path, name, suite.fingerprint, member.precision)
+def _losses(
+    path: Path, member: TrainedModel, name: str, suite: SuiteWindows, batch: int, device: torch.device
+) -> Losses:
+    """A member's losses on a suite: those that are kept, or computed now."""
 
-            def compute(member: TrainedModel = member) -> Any:
-                model = member.model.to(device)
-                found = token_losses(model, suite, command.batch, member.precision)
-                model.to("cpu")
-                return found
+    def compute() -> Losses:
+        found = token_losses(member.model.to(device), suite, batch, member.precision)
+        member.model.to("cpu")
+        return found
 
-            losses.append(kept_losses(kept, suite.targets, compute))
-    averages = {"probabilities": probability_curve(losses)}
-    if command.logits:
-        with Step(f"average of logits, {name}"):
-            models = [member.model.to(device) for member in opened]
-            averages["logits"] = logit_curve(models, suite, command.batch, opened[0].precision)
-    best = min(averages, key=lambda kind: averages[kind][-1])
-    selection = asdict(select(losses, suite.window_targets)) if len(members) > 1 and suite.windows > 1 else None
+    with Step(f"{path}, {name}"):
+        return kept_losses(losses_file(path, name, suite.fingerprint, member.precision), suite.targets, compute)
+
+
+def _result(suite: SuiteWindows, losses: Sequence[Losses], averages: dict[str, list[float]]) -> dict[str, Any]:
     return {
         "targets": suite.targets,
         "text_bytes": suite.text_bytes,
         "alone": [float(own.mean(dtype="float64")) for own in losses],
         "averages": averages,
-        "best_average": best,
+        "best_average": min(averages, key=lambda kind: averages[kind][-1]),
         "laws": {kind: _law(curve) for kind, curve in averages.items()},
-        "selection": selection,
+        "selection": asdict(select(losses, suite.window_targets)) if len(losses) > 1 and suite.windows > 1 else None,
     }
 
 

@@ -1,5 +1,6 @@
 """Models that were trained: from a run's folder, one of its checkpoints, or a folder that was exported."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,23 @@ class TrainedModel:
     separate: bool
 
 
+def named_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is this process's GPU where there is one.
+
+    Raises:
+        UserError: it cannot be used here.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name} cannot be used here ({reason}): choose auto or cpu") from error
+    return device
+
+
 def open_model(path: Path) -> TrainedModel:
     """Load a trained model: the newest checkpoint of a run's folder, a checkpoint, or an exported folder.
 
@@ -68,12 +86,10 @@ def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
     plan = plan_of(state)
     precision = str(config["trainer"].get("precision") or "32-true")
     tokenizer = local_stores(data["stores"]) / "tokenizer" if data.get("stores") else None
-    # Without autocast the weights' own type is that of the computation.
-    model = model_of(state).to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
     return TrainedModel(
         folder=run,
         checkpoint=checkpoint.name,
-        model=model,
+        model=model_of(state, precision),
         context_length=int(plan["context_length"]),
         precision=precision,
         tokenizer=plan["settings"]["tokenizer"],

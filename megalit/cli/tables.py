@@ -61,8 +61,8 @@ def _ensemble_table(name: str, suite: dict[str, Any], members: list[str]) -> Tab
         weights = ", ".join(f"{weight:.2f}" for weight in chosen["weights"])
         picked = ", ".join(str(number + 1) for number in chosen["members"])
         said.append(
-            f"chosen on half of the windows, measured on the others: all members {chosen['equal']:.4f}, weights "
-            f"({weights}) {chosen['weighted']:.4f}, members {picked} alone {chosen['selected']:.4f}"
+            f"chosen on the first half of the windows, measured on the second: all members {chosen['equal']:.4f}, "
+            f"weights ({weights}) {chosen['weighted']:.4f}, members {picked} alone {chosen['selected']:.4f}"
         )
     said.append(f"the lower average: {suite['best_average']}")
     table.caption, table.caption_justify = "\n".join(said), "left"

@@ -1,5 +1,6 @@
 """Finding and reading the checkpoints of runs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
 from megalit.errors import UserError
-from megalit.modeling.decoder import Decoder
+from megalit.modeling import hugging_face
 from megalit.modeling.language_model import LanguageModel
 
 _PATTERN = "step-*.ckpt"
@@ -58,31 +59,67 @@ def find_checkpoint(path: Path) -> Path:
     return found
 
 
-def load_model(path: Path) -> LanguageModel:
-    """A trained model on the CPU, ready to be evaluated.
+@dataclass(frozen=True)
+class Tokens:
+    """What a model's token ids mean.
+
+    Attributes:
+        vocabulary_size: rows of its embedding.
+        tokenizer: fingerprint of the tokenizer that made what it was trained on, or None where that is not known.
+    """
+
+    vocabulary_size: int
+    tokenizer: str | None
+
+
+def tokens_of(path: Path) -> Tokens:
+    """What the token ids of a trained model mean, without loading its weights.
 
     Args:
-        path: a run's folder (its newest checkpoint is taken), a checkpoint, or a folder in the Hugging Face format.
+        path: as for :func:`load_model`.
 
     Raises:
         UserError: nothing there, or not readable.
     """
     found = find_checkpoint(path)
     if (found / "config.json").exists():
-        model = LanguageModel(weights=str(found))
-        model.configure_model()
-        return model.eval()
-    return model_of(read_checkpoint(found))
+        return Tokens(hugging_face.read_vocabulary_size(found), hugging_face.read_tokenizer(found))
+    state = read_checkpoint(found)
+    return Tokens(state["hyper_parameters"]["vocabulary_size"], plan_of(state)["settings"].get("tokenizer"))
 
 
-def model_of(state: dict[str, Any]) -> LanguageModel:
-    """The model of a checkpoint's state, ready to be evaluated."""
+def load_model(path: Path, precision: str = "32-true") -> LanguageModel:
+    """A trained model on the CPU, ready to be evaluated.
+
+    Args:
+        path: a run's folder (its newest checkpoint is taken), a checkpoint, or a folder in the Hugging Face format.
+        precision: of the computation (Lightning's name), which decides the type of the weights.
+
+    Raises:
+        UserError: nothing there, or not readable.
+    """
+    found = find_checkpoint(path)
+    if not (found / "config.json").exists():
+        return model_of(read_checkpoint(found), precision)
+    model = LanguageModel(weights=str(found))
+    model.configure_model()
+    model.tokenizer = hugging_face.read_tokenizer(found)
+    return _ready(model, precision)
+
+
+def model_of(state: dict[str, Any], precision: str = "32-true") -> LanguageModel:
+    """The model of a checkpoint's state, on the CPU, ready to be evaluated."""
     model = LanguageModel(**state["hyper_parameters"])
     model.configure_model()
     model.on_load_checkpoint(state)
     model.load_state_dict(state["state_dict"])
     model.tokenizer = plan_of(state)["settings"].get("tokenizer")
-    return model.eval()
+    return _ready(model, precision)
+
+
+def _ready(model: LanguageModel, precision: str) -> LanguageModel:
+    # Without autocast the weights' own type is that of the computation.
+    return model.to(torch.bfloat16 if precision == "bf16-true" else torch.float32).eval()
 
 
 def plan_of(state: dict[str, Any]) -> dict[str, Any]:
@@ -92,18 +129,18 @@ def plan_of(state: dict[str, Any]) -> dict[str, Any]:
     return next(plans, {"settings": {}})
 
 
-def refuse_other_tokens(name: str, model: Decoder, vocabulary_size: int, tokenizer: str | None, whose: str) -> None:
+def refuse_other_tokens(name: str, model: Tokens, others: Tokens, whose: str) -> None:
     """Refuse a model whose token ids mean something else than those of ``whose`` vocabulary and tokenizer.
 
     Raises:
         UserError: the vocabularies differ in size, or the tokenizers are known and differ.
     """
-    if model.vocabulary_size != vocabulary_size:
+    if model.vocabulary_size != others.vocabulary_size:
         raise UserError(
-            f"{name} has a vocabulary of {model.vocabulary_size} tokens and {whose} of {vocabulary_size}: take models "
-            "and token stores of one tokenizer"
+            f"{name} has a vocabulary of {model.vocabulary_size} tokens and {whose} of {others.vocabulary_size}: take "
+            "models and token stores of one tokenizer"
         )
-    if None not in (model.tokenizer, tokenizer) and model.tokenizer != tokenizer:
+    if None not in (model.tokenizer, others.tokenizer) and model.tokenizer != others.tokenizer:
         raise UserError(
             f"{name} was trained with another tokenizer than {whose}: take models and token stores of one tokenizer"
         )

@@ -15,14 +15,16 @@ import torch
 
 from megalit.errors import UserError
 from megalit.evaluation.checkpoints import find_checkpoint
-from megalit.evaluation.losses import Losses, Suite, batches, device_of, inference, member_logits
+from megalit.evaluation.losses import Losses, Suite, batches, check_finite, device_of, inference, member_logits
 from megalit.files import fingerprint, write_atomic
 from megalit.modeling.decoder import Decoder
 
 Floats = npt.NDArray[np.float64]
 
 # The fixed point of the weights: no weight moves by more in a round, or so many rounds.
-_TOLERANCE, _ROUNDS = 1e-7, 5_000
+_TOLERANCE, _ROUNDS = 1e-6, 5_000
+# A few weights are known well from so many targets; more only take time.
+_CHOSEN_TARGETS = 500_000
 
 
 # Losses of the members, kept in files ------------------------------------------------------------------
@@ -95,11 +97,13 @@ def logit_curve(models: Sequence[Decoder], suite: Suite, batch: int = 8, precisi
     total = torch.zeros(len(models), dtype=torch.float64)
     counts = torch.arange(1, len(models) + 1)
     with inference(models, precision):
-        for _, part in batches(suite, batch, device_of(models[0])):
+        for numbers, part in batches(suite, batch, device_of(models[0])):
             for logits_MNV, targets_N in member_logits(models, part):
                 mean_MNV = logits_MNV.cumsum(0).div_(counts.to(logits_MNV.device)[:, None, None])
                 of_targets_MN = mean_MNV.gather(2, targets_N.expand(len(models), -1)[..., None])[..., 0]
-                total += (mean_MNV.logsumexp(-1) - of_targets_MN).sum(1).double().cpu()
+                losses_MN = mean_MNV.logsumexp(-1) - of_targets_MN
+                check_finite(losses_MN, numbers)
+                total += losses_MN.sum(1).double().cpu()
     return [float(value) for value in total / suite.targets]
 
 
@@ -126,14 +130,16 @@ class Selection:
 
 
 def select(losses: Sequence[Losses], window_targets: npt.NDArray[np.int64]) -> Selection:
-    """Find weights, and the best few members, on every other window, and measure both on the rest.
+    """Find weights, and the best few members, on the first half of the windows, and measure both on the second.
 
     Args:
         losses: each member's losses on the suite's targets.
         window_targets: how many of the targets belong to each window.
     """
-    held_out = np.repeat(np.arange(len(window_targets)) % 2 == 0, window_targets)
-    chosen_MN = np.stack([np.asarray(own[held_out], dtype=np.float64) for own in losses])
+    # Halves, not every other window: neighbours share a document.
+    held_out = np.repeat(np.arange(len(window_targets)) < len(window_targets) / 2, window_targets)
+    every = -(-int(held_out.sum()) // _CHOSEN_TARGETS)
+    chosen_MN = np.stack([np.asarray(own[held_out][::every], dtype=np.float64) for own in losses])
     measured_MN = np.stack([np.asarray(own[~held_out], dtype=np.float64) for own in losses])
     weights = mixture_weights(chosen_MN)
     members = greedy_members(chosen_MN)

@@ -42,6 +42,8 @@ class Distillation:
         self.temperature = temperature
         self.average: Average = average
         self.teacher_nats = torch.zeros(())
+        # Student's and teachers' log-probabilities, their divergence, and what each teacher adds on the way.
+        self.logits_tensors = 4
 
     @torch.no_grad()
     def rows(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,8 +99,10 @@ def frozen_copy(model: Decoder) -> Decoder:
 @torch.no_grad()
 def follow(average: Decoder, model: Decoder, decay: float) -> None:
     """Move an average of weights towards a model's: ``average = decay * average + (1 - decay) * model``."""
+    # The average is in float32 whatever the model trains in: in bfloat16 small steps would be rounded away.
     ours: Any = [weight.detach() for weight in average.parameters()]
-    torch._foreach_lerp_(ours, [weight.detach() for weight in model.parameters()], 1 - decay)
+    theirs = [weight.detach().to(own.dtype) for weight, own in zip(model.parameters(), ours, strict=True)]
+    torch._foreach_lerp_(ours, theirs, 1 - decay)
 
 
 def _nats(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

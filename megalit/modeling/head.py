@@ -32,6 +32,9 @@ class LossTerm(Protocol):
     @property
     def name(self) -> str: ...
 
+    # A term that makes more tensors of the logits' size than cross entropy does says how many times as many, as
+    # ``logits_tensors``; a chunk then has fewer positions.
+
     def __call__(self, logits_NV: Tensor, rows: Rows) -> Tensor:
         """The term's sum over the valid targets of a chunk: a float32 scalar.
 
@@ -67,18 +70,28 @@ class Weighted:
 
     Attributes:
         weight: a scalar tensor, so that compiled code is not compiled anew when it changes.
+        total: the term's sum without the weight since it was last set to 0: a scalar.
     """
 
     def __init__(self, term: LossTerm, weight: float) -> None:
         self.term = term
         self.weight = torch.tensor(weight)
+        self.total = torch.zeros(())
+        self.logits_tensors = _logits_tensors(term)
 
     @property
     def name(self) -> str:
         return self.term.name
 
     def __call__(self, logits_NV: Tensor, rows: Rows) -> Tensor:
-        return self.weight * self.term(logits_NV, rows)
+        value = self.term(logits_NV, rows)
+        self.total = self.total + value.detach()
+        return self.weight * value
+
+
+def _logits_tensors(term: LossTerm) -> int:
+    tensors: int = getattr(term, "logits_tensors", 1)
+    return tensors
 
 
 class Head(nn.Linear):
@@ -112,8 +125,8 @@ def _cast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
-def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows: Rows) -> Iterator[tuple[slice, Tensor, Rows]]:
-    size = CHUNK_LOGITS.get(hidden_ND.device.type, CHUNK_LOGITS["cpu"])
+def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows: Rows, tensors: int = 1) -> Iterator[tuple[slice, Tensor, Rows]]:
+    size = CHUNK_LOGITS.get(hidden_ND.device.type, CHUNK_LOGITS["cpu"]) // tensors
     positions = max(1, size // len(weight_VD))
     for first in range(0, len(hidden_ND), positions):
         part = slice(first, first + positions)
@@ -145,7 +158,8 @@ class _TermSums(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_ND) if needed else None
         # Many chunks are summed, so the sum is kept in float32; a single one needs no sum.
         grad_weight: Tensor | None = None
-        for part, logits, chunk in _chunks(hidden_ND, weight_VD, rows):
+        tensors = max(map(_logits_tensors, terms))
+        for part, logits, chunk in _chunks(hidden_ND, weight_VD, rows, tensors):
             if not needed:
                 total += evaluate(terms, logits, chunk)
                 continue

@@ -15,6 +15,8 @@ from megalit.modeling.shapes import Shape
 
 # Qwen3 is Llama with normalized queries and keys.
 _ARCHITECTURES = {False: ("LlamaForCausalLM", "llama"), True: ("Qwen3ForCausalLM", "qwen3")}
+# A key of ours, which transformers keeps and does not look at.
+_TOKENIZER = "megalit_tokenizer"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -43,7 +45,8 @@ def export(
         weights = {name: value.detach().to(dtype).contiguous() for name, value in to_hugging_face(model).items()}
         save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
         config = configuration(model.shape, model.vocabulary_size, dtype, context_length)
-        write_json(temporary / "config.json", {**config, "bos_token_id": bos, "eos_token_id": eos})
+        config |= {"bos_token_id": bos, "eos_token_id": eos, _TOKENIZER: model.tokenizer}
+        write_json(temporary / "config.json", config)
 
 
 def configuration(shape: Shape, vocabulary_size: int, dtype: torch.dtype, context_length: int) -> dict[str, Any]:
@@ -120,6 +123,12 @@ def read_shape(folder: Path) -> Shape:
 def read_vocabulary_size(folder: Path) -> int:
     """Rows of the embedding of the model in a folder."""
     return int(_config(folder)["vocab_size"])
+
+
+def read_tokenizer(folder: Path) -> str | None:
+    """Fingerprint of the tokenizer whose tokens the model in a folder was trained on, where megalit has written it."""
+    fingerprint: str | None = _config(folder).get(_TOKENIZER)
+    return fingerprint
 
 
 def load_weights(model: Any, folder: Path) -> None:

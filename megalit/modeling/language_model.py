@@ -268,9 +268,9 @@ class LanguageModel(Decoder):
     def _by_term(self, sums: Tensor) -> dict[str, Tensor]:
         if len(self.terms) == 1:
             return {}
-        weights = [float(term.weight) if isinstance(term, Weighted) else 1.0 for term in self.terms]
-        terms = zip(self.terms, sums, weights, strict=True)
-        return {f"train/{term.name}": value / weight for term, value, weight in terms if weight}
+        # Terms with a weight of their own log what they are without it.
+        parts = zip(self.terms, sums, strict=True)
+        return {f"train/{term.name}": value for term, value in parts if not isinstance(term, Weighted)}
 
     @property
     def _log_every(self) -> int:

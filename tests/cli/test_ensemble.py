@@ -120,3 +120,20 @@ def test_an_ensemble_that_is_told_to_stop_saves_its_member_and_goes_on(run: Run,
     assert run("ensemble", *flags) == 0
     assert run("fit", *flags[2:], "--run", "whole") == 0
     assert read_record(member).validation_curve == read_record(Path("whole")).validation_curve
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--chain", "all", "--chain_weight", 2], "weight is 2.0"),
+        (["--batch", 0], "batch is 0"),
+        (["--device", "abacus"], "device abacus cannot be used here"),
+        (["--suites", "{}"], "no suite is named"),
+    ],
+)
+def test_what_would_be_found_out_after_training_is_said_before(
+    flags: list[Any], message: str, run: Run, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("ensemble", "--config", small, "--run", "never", *flags) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("never").exists()

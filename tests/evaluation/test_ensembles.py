@@ -86,9 +86,9 @@ def test_a_member_that_only_harms_is_left_out() -> None:
 
 
 def test_a_selection_is_not_measured_on_what_it_was_made_on() -> None:
-    """Member 0 knows the even windows and member 1 the odd ones: choosing on the even ones is a mistake."""
-    even, odd = np.tile([0.1, 5.0], 50), np.tile([5.0, 0.1], 50)
-    selection = select([even.astype(np.float32), odd.astype(np.float32)], np.ones(100, dtype=np.int64))
+    """Member 0 knows the first half and member 1 the second: what is chosen on the first is wrong for the second."""
+    early, late = np.repeat([0.1, 5.0], 50), np.repeat([5.0, 0.1], 50)
+    selection = select([early.astype(np.float32), late.astype(np.float32)], np.ones(100, dtype=np.int64))
     assert selection.members == [0]
     assert selection.selected == pytest.approx(5.0)
 

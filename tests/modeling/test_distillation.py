@@ -103,8 +103,9 @@ def test_compiled_the_weight_may_change_without_compiling_again() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
-def test_a_moving_average_follows_the_weights() -> None:
-    student = model(0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_moving_average_follows_the_weights(dtype: torch.dtype) -> None:
+    student = model(0).to(dtype)
     average = frozen_copy(student)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     with torch.no_grad():
@@ -112,4 +113,6 @@ def test_a_moving_average_follows_the_weights() -> None:
             weight += 1
     follow(average, student, decay=0.75)
     for name, value in average.state_dict().items():
-        torch.testing.assert_close(value, before[name] + 0.25)
+        assert value.dtype == torch.float32
+        moved = student.state_dict()[name].float() - before[name].float()
+        torch.testing.assert_close(value, before[name].float() + 0.25 * moved)
