@@ -60,7 +60,7 @@ class SlurmCommand(SlurmSettings):
         array: submit a job array of so many tasks, among which the verb divides its work.
         each: words that tell each task its part, with `{index}` and `{count}` (known for `generate`; empty, where
             all tasks do the same, such as workers of a sweep).
-        indices: tasks of the array to submit, such as 2 or 0-3,7 or, at most four at a time, 0-99%4 (default: all).
+        indices: tasks of the array to submit, as SLURM writes them, such as 2 or 0-3,7 (default: all).
         folder: folder whose `slurm/` takes script, snapshot and output (default: `run` of fit, `output` of generate,
             else the current folder).
         after: id of a job that must have succeeded before.
