@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from megalit.cli import VERBS
 from megalit.cli.commands import parse
 from megalit.cli.console import console
+from megalit.cli.prepare import PrepareSettings, is_prepared
 from megalit.errors import UserError
 from megalit.launch import Array, Script, SlurmSettings, Submission, resolve
 
@@ -59,7 +60,7 @@ class SlurmCommand(SlurmSettings):
         array: submit a job array of so many tasks, among which the verb divides its work.
         each: words that tell each task its part, with `{index}` and `{count}` (known for `generate`; empty, where
             all tasks do the same, such as workers of a sweep).
-        indices: tasks of the array to submit, such as 2 or 0-3,7 or, at most four at a time, 0-99%%4 (default: all).
+        indices: tasks of the array to submit, as SLURM writes them, such as 2 or 0-3,7 (default: all).
         folder: folder whose `slurm/` takes script, snapshot and output (default: `run` of fit, `output` of generate,
             else the current folder).
         after: id of a job that must have succeeded before.
@@ -94,6 +95,9 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     if launched in ("fit", "validate", "test"):
         # Lightning compares them with what SLURM says.
         configuration["trainer"] |= {"num_nodes": settings.nodes, "devices": settings.tasks_per_node or 1}
+    if launched == "fit":
+        handled = configuration["preemption"]["signals"]
+        handled += [name for name in [f"SIG{settings.signal}"] if name not in handled]
     submission = Submission(Path(command.folder or configuration.get(traits.results or "") or "."))
     hand_over = _show if command.dry_run else _submit
     after = command.after
@@ -136,8 +140,6 @@ def _array(command: SlurmCommand, verb: str, traits: Traits) -> Array | None:
 
 
 def _is_unprepared(configuration: dict[str, Any]) -> bool:
-    from megalit.cli.prepare import PrepareSettings, is_prepared
-
     if configuration["prepare"]["folder"] is None:
         return False
     parser = ArgumentParser(exit_on_error=False)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
@@ -56,7 +57,7 @@ class SlurmSettings:
     qos: str | None = None
     constraint: str | None = None
     gres: str | None = None
-    signal: str = "USR1"
+    signal: Literal["USR1", "USR2"] = "USR1"
     signal_seconds: int = 120
     requeue: bool = True
     options: dict[str, str | int | None] = field(default_factory=dict)
@@ -80,8 +81,6 @@ class SlurmSettings:
         if self.name in ("bash", "interactive"):
             raise UserError(f"a job named {self.name} counts as interactive, and its nodes would not work together: "
                             "choose another name")  # fmt: skip
-        if not re.fullmatch(r"(SIG)?[A-Z]+[12]?", self.signal):
-            raise UserError(f"signal is {self.signal}: name one, such as USR1")
 
 
 @dataclass(frozen=True)

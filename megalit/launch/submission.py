@@ -30,7 +30,7 @@ class Job:
     @property
     def following(self) -> str:
         """The command that shows its output."""
-        log = str(self.log).replace("%A", self.id).replace("%j", self.id).replace("%a", "0")
+        log = str(self.log).replace("%A", self.id).replace("%j", self.id).replace("%a", "*")
         return f"tail -F {log}"
 
 
@@ -163,11 +163,12 @@ def resolve(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _new_name(folder: Path) -> str:
-    name = stamp = time.strftime("%Y%m%d-%H%M%S")
+    """A name that no other submission takes, from this process or another."""
+    name = first = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     number = 1
     while (folder / name).exists():
         number += 1
-        name = f"{stamp}-{number}"
+        name = f"{first}-{number}"
     return name
 
 

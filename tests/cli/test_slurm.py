@@ -37,7 +37,8 @@ def test_a_run_is_submitted_behind_its_preparation_with_code_and_configuration(
     run: Run, from_files: Path, queue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "site.yaml").write_text(
-        "partition: gpu\naccount: me\ngpus_per_node: 4\npreparation: {partition: cpu, cpus_per_task: 16}\n"
+        "partition: gpu\naccount: me\nsignal: USR2\ngpus_per_node: 4\n"
+        "preparation: {partition: cpu, cpus_per_task: 16}\n"
     )
     given = (
         "--config",
@@ -65,6 +66,7 @@ def test_a_run_is_submitted_behind_its_preparation_with_code_and_configuration(
     configuration = yaml.safe_load((kept / "fit.yaml").read_text())
     assert configuration["model"]["learning_rate"] == 0.5
     assert configuration["trainer"]["num_nodes"] == 2
+    assert configuration["preemption"]["signals"] == ["SIGUSR1", "SIGTERM", "SIGUSR2"]
     assert configuration["trainer"]["devices"] == 4
     assert (kept / "code" / "megalit" / "callbacks" / "preemption.py").is_file()
     assert (kept / "code" / "COMMIT").exists()
@@ -109,7 +111,7 @@ REFUSED = {
     ("--nodes", "0", "--", "fit"): "nodes is 0: choose at least 1",
     ("--nodes", "many", "--", "fit"): "nodes: Expected a int",
     ("--name", "bash", "--", "fit"): "counts as interactive",
-    ("--signal", "0", "--", "fit"): "signal is 0: name one",
+    ("--signal", "0", "--", "fit"): "signal: Expected a Literal['USR1', 'USR2']",
     ("--template", "none.jinja", "--", "corpus"): "template none.jinja does not exist",
     ("--array", "4", "--", "fit"): "would train in one run folder",
     ("--array", "4", "--", "corpus"): "how `corpus` divides its work is not known: give --each",
