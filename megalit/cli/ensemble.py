@@ -1,6 +1,7 @@
 """``megalit ensemble``: members that differ in their seeds, and what their average is worth."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ All other arguments are those of `megalit fit`; its --run is the folder of the e
 member. The same command goes on where it was stopped, and with more --members trains those that are missing.
   megalit ensemble --members 5 --config configs/quickstart.yaml --run runs/five
   megalit ensemble --members 5 --chain previous --config configs/quickstart.yaml --run runs/chain
+  megalit slurm --array 5 -- ensemble --members 5 --config mine.yaml --run runs/five   (and once more without slurm)
   megalit ensemble --runs runs/a runs/b --output average.json                  (runs that are finished)
   megalit ensemble --runs runs/a/checkpoints/step-*.ckpt --output average.json (snapshots of one run)
 """
@@ -77,7 +79,7 @@ class EnsembleCommand:
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit ensemble``."""
-    own, of_fit = _split(arguments)
+    own, of_fit = divided(arguments)
     command = parse(verb, EnsembleCommand, gather(own, "--runs"), HELP)
     _check_settings(command)
     if command.runs:
@@ -111,7 +113,7 @@ def _check_settings(command: EnsembleCommand) -> None:
         SelfDistillation("a member", weight=command.chain_weight, temperature=command.chain_temperature)
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """This verb's own arguments, and those of ``fit``."""
     known = {f"--{part.name}" for part in fields(EnsembleCommand)} | {"-h", "--help"}
     own: list[str] = []
@@ -170,7 +172,7 @@ def _run(command: Sequence[str]) -> int:
     """Run a process to its end. What tells this one to stop is passed on, and the process saves itself."""
     alone, STOP.at_once = STOP.at_once, False
     told = False
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, env=_environment()) as process:
         while process.poll() is None:
             if STOP.received is not None and not told:
                 process.send_signal(signal.Signals[STOP.received])
@@ -179,6 +181,12 @@ def _run(command: Sequence[str]) -> int:
                 process.wait(timeout=_WATCH_SECONDS)
     STOP.at_once = alone
     return process.returncode
+
+
+def _environment() -> dict[str, str]:
+    """Without what SLURM says of this task's place among others: a member's devices are its own affair."""
+    kept = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_CONF")
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in kept}
 
 
 # Measuring ----------------------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ TRAITS = {
     "corpus": Traits(continues=False),
     "tokenize": Traits(continues=False),
     "generate": Traits("output", "--shard {index}/{count}"),
+    "ensemble": Traits("run", "--only {index}", saves_itself=True),
+    "sweep": Traits("output", ""),
 }
 
 HELP = """
@@ -103,7 +105,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     after = command.after
     if launched == "fit" and command.prepare and _is_unprepared(configuration):
         after = hand_over(submission, "prepare", for_preparation, None, after, configuration)
-    job = hand_over(submission, launched, settings, array, after, configuration)
+    job = hand_over(submission, launched, settings, array, after, configuration, _own_flags(launched, rest))
     if not command.dry_run:
         print(job)
 
@@ -163,8 +165,9 @@ def _submit(
     array: Array | None,
     after: str | None,
     configuration: dict[str, Any],
+    flags: Sequence[str] = (),
 ) -> str:
-    job = submission.submit(_script(submission, verb, settings, array, after), verb, configuration)
+    job = submission.submit(_script(submission, verb, settings, array, after, flags), verb, configuration)
     what = f"{verb}, {array.numbers} of {array.count} tasks" if array else verb
     console.print(f"job {job.id}: {what}" + (f", behind job {after}" if after else ""), soft_wrap=True)
     console.print(f"  follow it   {job.following}\n  its state   squeue -j {job.id}", soft_wrap=True)
@@ -179,14 +182,29 @@ def _show(
     array: Array | None,
     after: str | None,
     configuration: dict[str, Any],
+    flags: Sequence[str] = (),
 ) -> str:
-    print(_script(submission, verb, settings, array, after).render())
+    print(_script(submission, verb, settings, array, after, flags).render())
     return f"ID-OF-{verb}"
 
 
+def _own_flags(verb: str, arguments: Sequence[str]) -> list[str]:
+    """What a verb is told besides its configuration: an ensemble's is that of the ``fit`` that it starts."""
+    if verb != "ensemble":
+        return []
+    from megalit.cli.ensemble import divided
+
+    return divided(arguments)[0]
+
+
 def _script(
-    submission: Submission, verb: str, settings: SlurmSettings, array: Array | None, after: str | None
+    submission: Submission,
+    verb: str,
+    settings: SlurmSettings,
+    array: Array | None,
+    after: str | None,
+    flags: Sequence[str],
 ) -> Script:
     traits = TRAITS.get(verb, Traits())
-    command = [verb, "--config", str(submission.configuration(verb))]
+    command = [verb, "--config", str(submission.configuration(verb)), *flags]
     return submission.script(settings, command, array, after, traits.saves_itself, traits.continues)

@@ -157,3 +157,15 @@ def test_a_checkpoint_that_lightning_would_load_unasked_is_refused(
         "hpc_ckpt_1.ckpt was saved by Lightning and is no checkpoint of megalit: move it away"
         in capsys.readouterr().err
     )
+
+
+def test_members_of_an_ensemble_are_tasks_of_an_array(
+    run: Run, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--array", 3, "--dry_run", "--", "ensemble", "--members", 3, "--chain_weight", 0.3, "--config", small)
+    assert run("slurm", *given, "--run", "three") == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=0-2" in script
+    (command,) = [line for line in script.splitlines() if "megalit ensemble" in line]
+    assert "three/slurm" in command
+    assert "--members 3 --chain_weight 0.3 --only" in command
