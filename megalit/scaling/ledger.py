@@ -91,7 +91,8 @@ def _axis(record: RunRecord, key: str) -> Any:
         "N_inner": record.parameters.get("non_embedding"),
         "D": tokens,
         "U": record.unique_real_tokens,
-        "G": _path(record.config, ["data", "generations"]),
+        # Without generations a run is no point of a law over them.
+        "G": count_generations(record) or None,
         "epochs": record.epochs.get("real"),
         "synthetic_tokens": record.synthetic_share * tokens,
         "synthetic_share": record.synthetic_share,
@@ -100,6 +101,14 @@ def _axis(record: RunRecord, key: str) -> Any:
         "seconds": record.wall_seconds,
     }
     return values[key]
+
+
+def count_generations(record: RunRecord) -> int | None:
+    """G, the generations of each document: 0 for real documents alone, None where the plan does not count them."""
+    streams = record.plan.get("settings", {}).get("streams", ())
+    if streams and all(stream["kind"] == "Real" for stream in streams):
+        return 0
+    return max((stream["generations"] for stream in streams if "generations" in stream), default=None)
 
 
 def _path(root: Any, names: list[str]) -> Any:

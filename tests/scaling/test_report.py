@@ -162,6 +162,13 @@ def test_the_best_setting_is_drawn(tmp_path: Path) -> None:
     ]
 
 
+def test_latent_thoughts_stand_at_their_number_of_generations(experiment: tuple[Path, Page]) -> None:
+    _, page = experiment
+    rows = [row for row in page.numbers("Loss against generations: iid") if row["stream"] == "latent thoughts"]
+    assert [row["generations of each document (G)"] for row in rows] == ["8"]
+    assert "does not count generations" not in page.text
+
+
 def test_data_efficiency_inverts_the_law_of_the_baseline(tmp_path: Path) -> None:
     """The baseline follows L = 3 + 0.5 / sqrt(fraction); the loss it would have with 4 times the data is worth 4."""
     for fraction in (0.125, 0.25, 0.5, 1.0):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from megalit.scaling.ledger import count_generations
 from megalit.scaling.records import RunRecord
 from megalit.scaling.report.reading import Ensemble, Findings, Run
 
@@ -111,10 +112,7 @@ class Setting:
     @cached_property
     def generations(self) -> int | None:
         """Generations of each document: 0 for real documents alone, None where the plan does not count them."""
-        streams = _streams(self.record)
-        if streams and all(stream["kind"] == "Real" for stream in streams):
-            return 0
-        return max((stream["generations"] for stream in streams if "generations" in stream), default=None)
+        return count_generations(self.record)
 
     @property
     def name(self) -> str:
