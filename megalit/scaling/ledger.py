@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,14 +73,38 @@ def value_of(record: RunRecord, key: str) -> Any:
         return _axis(record, key)
     name, _, suite = key.partition(".")
     if name in ("loss", "bits_per_byte"):
-        suites = record.losses
-        chosen = suite or (next(iter(suites)) if len(suites) == 1 or "iid" not in suites else "iid") if suites else ""
-        return suites.get(chosen, {}).get("nats_per_token" if name == "loss" else name)
+        losses = record.losses.get(suite or default_suite(record.losses), {})
+        return losses.get("nats_per_token" if name == "loss" else name)
     for root in (vars(record), record.config):
         found = _path(root, key.split("."))
         if found is not None:
             return found
     return None
+
+
+def default_suite(suites: Iterable[str]) -> str:
+    """The suite that is meant where none is named: iid, or the first one."""
+    names = list(suites)
+    return "iid" if "iid" in names or not names else names[0]
+
+
+# Tokens, and losses in nats per token.
+Curve = tuple[list[float], list[float]]
+
+
+def validation_curve(record: RunRecord, key: str) -> Curve:
+    """Training tokens and validation losses of a run, without losses that are not finite.
+
+    Raises:
+        UserError: ``key`` is neither ``loss`` nor ``loss.SUITE``.
+    """
+    name, _, suite = key.partition(".")
+    if name != "loss":
+        raise UserError(f"a validation curve is one of losses, not of {key}: ask for loss, or loss.SUITE")
+    chosen = suite or default_suite(name for point in record.validation_curve for name in point.losses)
+    found = [(point.tokens, point.losses.get(chosen)) for point in record.validation_curve]
+    points = [(float(tokens), loss) for tokens, loss in found if loss is not None and math.isfinite(loss)]
+    return [tokens for tokens, _ in points], [loss for _, loss in points]
 
 
 def _axis(record: RunRecord, key: str) -> Any:

@@ -170,7 +170,7 @@ class Mixture:
         return stream
 
     def _thoughts(self, component: Component) -> dict[str, int]:
-        """The G of latent thoughts, which no setting says: split points of a document, of which short ones have fewer."""
+        """G of latent thoughts, which no setting says: split points of a document, fewer in a short one."""
         if not isinstance(component.ordering, LatentThoughts):
             return {}
         tables = self._open(component.stores or self.settings.stores).tables

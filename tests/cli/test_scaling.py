@@ -12,7 +12,7 @@ import pytest
 from running import Run
 
 from megalit.scaling.laws import Chinchilla, PowerLaw
-from megalit.scaling.records import RunRecord
+from megalit.scaling.records import CurvePoint, RunRecord
 
 LAW = PowerLaw(0.9, 0.3, 2.0)
 
@@ -152,6 +152,49 @@ def test_runs_are_judged_by_the_law_of_a_baseline(
     assert found["factor"] == pytest.approx(1.8, rel=1e-3)
 
 
+def test_the_baselines_own_loss_is_the_reference(baseline: Path, run: Run, tmp_path: Path) -> None:
+    """D_eff of the run over D_eff of the baseline's loss, wherever the run's own data lies."""
+    write_record(tmp_path / "stitched", 200, LAW.predict(600.0))
+    flags = ["--baseline", "[real]", "--reference_loss", LAW.predict(300.0), "--output", "e.json"]
+    assert run("scaling", "efficiency", "stitched", *flags) == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["runs"]["stitched"]["factor"] == pytest.approx(2.0, rel=1e-3)
+
+
+def test_losses_between_those_of_a_baseline_are_interpolated(
+    baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "real" / "untuned", 400, 9.0)
+    middle = (LAW.predict(200.0) + LAW.predict(400.0)) / 2
+    write_record(tmp_path / "stitched", 200, middle)
+    flags = ["--baseline", "[real]", "--method", "interpolation", "--output", "e.json"]
+    assert run("scaling", "efficiency", "stitched", *flags) == 0
+    assert "worth 1.5 times its real data" in capsys.readouterr().out
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["method"] == "interpolation"
+    assert found["runs"]["stitched"]["tokens"] == pytest.approx(300.0)
+    assert len(found["baseline"]["points"]) == 5
+
+
+def test_tokens_to_the_same_loss_are_those_of_two_curves(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def curve(*losses: float) -> list[CurvePoint]:
+        return [CurvePoint(step, 100 * 2**step, {"iid": loss}) for step, loss in enumerate(losses)]
+
+    write_record(tmp_path / "real", 100, 3.0, validation_curve=curve(5.0, 4.0, 3.0))
+    write_record(tmp_path / "stitched", 100, 2.5, validation_curve=curve(4.0, 3.0, float("nan"), 2.5))
+    write_record(tmp_path / "silent", 100, 2.5)
+    flags = ["--baseline", "[real]", "--method", "same_loss", "--output", "e.json"]
+    assert run("scaling", "efficiency", "stitched", "silent", *flags) == 0
+    said = capsys.readouterr()
+    assert "stitched: real needs 2 times its training tokens for the loss 3.0000" in said.out
+    assert "silent has no validation curve" in said.err
+    assert json.loads((tmp_path / "e.json").read_text())["runs"]["stitched"]["factor"] == pytest.approx(2.0)
+    assert run("scaling", "efficiency", "stitched", *flags, "--at_loss", 2.7) == 2
+    assert "stitched against real: a curve never reaches the loss 2.7" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -175,6 +218,12 @@ def test_runs_are_judged_by_the_law_of_a_baseline(
         ("fit --csv t.csv --axes [Z]", "has no column Z (it has U, loss)"),
         ("fit --csv t.csv --axes [U]", "no point has a number for each of U, loss: t.csv, line 2"),
         ("efficiency real", "name runs of the baseline"),
+        ("efficiency real --method same_loss", "name the run to compare with"),
+        ("efficiency real --method same_loss --baseline [real]", "no run has a validation curve of loss"),
+        ("efficiency real --method same_loss --baseline [real] --loss U", "a validation curve is one of losses"),
+        ("efficiency real --baseline [real] --at_loss 3", "at_loss belongs to --method same_loss, not to law"),
+        ("efficiency real --baseline [real] --method interpolation --reference_loss 3", "belongs to --method law"),
+        ("efficiency real/100 --baseline [real/200,real/400] --method interpolation", "lies outside the baseline's"),
     ],
 )
 def test_what_cannot_be_done_ends_in_one_line(
