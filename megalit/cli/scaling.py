@@ -22,9 +22,10 @@ from megalit.cli.scaling_fits import (
     show,
     split,
 )
-from megalit.cli.scaling_runs import chosen_runs, said
+from megalit.cli.scaling_runs import chosen_ensembles, chosen_runs, said
 from megalit.errors import UserError
 from megalit.files import write_atomic, write_json
+from megalit.scaling.ensembles import Average, points_of_ensembles
 from megalit.scaling.ledger import AXES, points_of_csv, points_of_records, value_of
 
 COLUMNS = ["stream", "N", "U", "D", "G", "epochs", "synthetic_share", "loss", "status"]
@@ -62,7 +63,9 @@ class FitCommand:
     """Fit a law to runs or to a table.
 
     Attributes:
-        runs: run folders, or folders that hold some; they may stand right behind ``fit``.
+        runs: run folders, or folders that hold some; they may stand right behind ``fit``. Where K is an axis, the
+            points are the averages of K = 1 … n members of the ensembles in these folders (``ensemble.json``), with
+            what their members' records share.
         csv: a table with a header instead of runs; the axes and the loss are names of its columns.
         law: ``power`` (A / x^B + C), ``joint`` (asymptotes over the first axis, then the next), ``chinchilla``,
             or ``data_constrained`` (repeated epochs).
@@ -71,7 +74,8 @@ class FitCommand:
         loss: key or column of the losses.
         by: a key; one power law is fitted for each of its values (a mixture's ratio, for example).
         below: fit only points whose first axis is at most this, and compare the law with the others.
-        where: conditions that a run meets.
+        where: conditions that a run meets, or all members of an ensemble.
+        average: of ensembles: of their members' ``probabilities`` or ``logits``.
         huber: residual beyond which a point counts linearly: in nats for power laws (default: least squares), of the
             logarithm for the others (default: 0.001).
         engine: how the minimum is found; both give the same.
@@ -91,6 +95,7 @@ class FitCommand:
     by: str | None = None
     below: float | None = None
     where: list[str] | None = None
+    average: Average = "probabilities"
     huber: float | None = None
     engine: Literal["multi_start", "variable_projection"] = "multi_start"
     deviation: float | None = None
@@ -185,11 +190,16 @@ def _fit(settings: FitCommand) -> None:
     )
     if not axes:
         raise UserError(f"axes: a power law needs an axis: --axes [U], or another of {', '.join(AXES)} or any key")
-    keys = [*axes, settings.loss, *([settings.by] if settings.by else [])]
+    coordinates = [*axes, *([settings.by] if settings.by else [])]
+    keys = [*coordinates, settings.loss]
     if (settings.csv is None) == (not settings.runs):
         raise UserError("the points come from runs or from --csv: give one of the two")
     if settings.csv is not None:
         points = points_of_csv(Path(settings.csv), keys)
+    elif "K" in coordinates:
+        ensembles = chosen_ensembles(settings.runs or [], settings.where)
+        others = [key for key in coordinates if key != "K"]
+        points = points_of_ensembles(ensembles, others, settings.loss, settings.average)
     else:
         points = points_of_records(chosen_runs(settings.runs, settings.where), keys, settings.unfinished)
     table = split(said(points, keys).rows, axes, settings.loss, settings.below)

@@ -8,6 +8,7 @@ from typing import Any
 
 from megalit.cli.console import console
 from megalit.errors import UserError
+from megalit.scaling.ensembles import EnsembleLosses, read_ensembles
 from megalit.scaling.ledger import Ledger, Points, points_of_records, read_ledger, value_of
 from megalit.scaling.records import RunRecord
 
@@ -29,13 +30,30 @@ def chosen_runs(runs: Sequence[str] | None, where: Sequence[str] | None = None) 
         UserError: no run is left, or a condition that is none.
     """
     ledger = read_ledger([Path(run) for run in runs or []])
-    conditions = [_condition(text) for text in where or []]
-    kept = {path: record for path, record in ledger.records.items() if all(meets(record) for meets in conditions)}
+    meets = _conditions(where)
+    kept = {path: record for path, record in ledger.records.items() if meets(record)}
     if not kept:
         raise UserError(f"where: none of {len(ledger.records)} runs meets {' and '.join(where or [])}: ask for less")
     for problem in ledger.problems:
         console.print(f"not read: {problem}")
     return Ledger(kept, ())
+
+
+def chosen_ensembles(runs: Sequence[str], where: Sequence[str] | None) -> dict[Path, EnsembleLosses]:
+    """The ensembles in folders of runs whose members all meet all conditions. What cannot be read is said.
+
+    Raises:
+        UserError: no ensemble is left, or a condition that is none.
+    """
+    ensembles, problems = read_ensembles([Path(run) for run in runs])
+    meets = _conditions(where)
+    kept = {path: found for path, found in ensembles.items() if all(meets(member.record) for member in found.members)}
+    if not kept:
+        wanted = " and ".join(where or [])
+        raise UserError(f"where: of none of {len(ensembles)} ensembles all members meet {wanted}: ask for less")
+    for problem in problems:
+        console.print(f"not read: {problem}")
+    return kept
 
 
 def points_of_runs(runs: Sequence[str] | None, keys: Sequence[str]) -> Points:
@@ -58,6 +76,11 @@ def said(points: Points, keys: Sequence[str]) -> Points:
     if not points.rows:
         raise UserError(f"no point has a number for each of {', '.join(keys)}: {points.problems[0]}")
     return points
+
+
+def _conditions(where: Sequence[str] | None) -> Callable[[RunRecord], bool]:
+    conditions = [_condition(text) for text in where or []]
+    return lambda record: all(meets(record) for meets in conditions)
 
 
 def _condition(text: str) -> Callable[[RunRecord], bool]:

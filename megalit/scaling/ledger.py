@@ -19,6 +19,7 @@ AXES = {
     "D": "training tokens of all streams",
     "U": "unique real tokens",
     "G": "generations of each document",
+    "K": "members of an ensemble",
     "epochs": "epochs of the real stream",
     "synthetic_tokens": "training tokens that are synthetic",
     "synthetic_share": "their share of all training tokens",
@@ -117,6 +118,7 @@ def _axis(record: RunRecord, key: str) -> Any:
         "U": record.unique_real_tokens,
         # Without generations a run is no point of a law over them.
         "G": count_generations(record) or None,
+        "K": None,  # Ensembles have it: megalit.scaling.ensembles.
         "epochs": record.epochs.get("real"),
         "synthetic_tokens": record.synthetic_share * tokens,
         "synthetic_share": record.synthetic_share,
