@@ -125,11 +125,11 @@ def points_of_ensembles(
 def _member(path: Path, member: str, known: Mapping[Path, RunRecord]) -> Member:
     """A member is named by its path from where the ensemble was made, which need not be here; it may be a checkpoint,
     whose run is a folder above it."""
-    path = path.resolve()
-    places = [*(parent / member for parent in path.parents), Path(member).resolve()]
+    own, *above = path.resolve().parents
+    places = [own / member, *(parent / member for parent in above), Path(member).resolve()]
     # The ensemble's own folder may have another name by now.
-    places.append(path.parent / Path(member).name)
-    for folder in (*places, *(above for place in places for above in place.parents[:2])):
+    places.append(own / Path(member).name)
+    for folder in (*places, *(parent for place in places for parent in place.parents[:2])):
         if folder in known:
             return Member(member, folder, known[folder])
         if (folder / RECORD).exists():

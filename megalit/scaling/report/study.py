@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from megalit.scaling.ledger import count_generations
+from megalit.scaling.published import PublishedCurve
 from megalit.scaling.records import RunRecord
 from megalit.scaling.report.reading import Ensemble, Findings, Run
 
@@ -180,6 +181,11 @@ class Study:
     ensembles: tuple[tuple[Setting, Ensemble], ...]
     unfinished: tuple[Run, ...]
     suites: tuple[str, ...]
+    published: tuple[PublishedCurve, ...] = ()
+
+    def published_over(self, x_axis: str, suite: str) -> tuple[PublishedCurve, ...]:
+        """Published losses that are drawn beside ours, over an axis and on a suite of the same meaning."""
+        return tuple(c for c in self.published if (c.x_axis, c.y_axis) == (x_axis, f"loss, {suite}"))
 
     @property
     def families(self) -> list[Family]:
