@@ -140,7 +140,7 @@ def _record(
     settings: dict[str, Any] = {}
     if stream != "real":
         streams.append(_stream(stream, kept + synthetic, synthetic / (kept + synthetic), mix, steps))
-        settings = {} if stream == "latent_thoughts" else {"generations": generations}
+        settings = {"generations": generations}
         settings |= {"real_document": order} if stream == "stitched" else {}
         orderings.append({"kind": KINDS[stream], "name": stream, "shares": [str(mix)], **settings})
     config = {
@@ -151,7 +151,8 @@ def _record(
         "data": {
             "class_path": f"megalit.streams.{CLASSES[stream]}Stream",
             "init_args": {
-                **settings,
+                # What latent thoughts are G of is in the stores, not in the configuration.
+                **({} if stream == "latent_thoughts" else settings),
                 **({} if stream == "real" else {"synthetic_fraction": mix}),
                 "stores": "data/stores",
                 "context_length": CONTEXT,

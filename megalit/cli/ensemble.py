@@ -27,10 +27,9 @@ from megalit.evaluation.ensembles import kept_losses, logit_curve, losses_file, 
 from megalit.evaluation.losses import Losses, check_vocabularies, token_losses
 from megalit.files import write_json
 from megalit.preemption import STOP, STOPPED, Preempted
+from megalit.scaling.ensembles import FILE
 from megalit.scaling.fitting import fit_power_law
 from megalit.streams.loading import SuiteWindows
-
-FILE = "ensemble.json"
 
 # How often a member's process is looked at.
 _WATCH_SECONDS = 0.5

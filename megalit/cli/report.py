@@ -13,6 +13,7 @@ from megalit.errors import UserError
 HELP = """
   megalit report runs                                  (all runs in a folder)
   megalit report 'runs/stitched-*' runs/real --output pages/stitched
+  megalit report runs --published true                 (beside curves of the megadocs paper)
 """
 
 
@@ -24,10 +25,12 @@ class ReportCommand:
         runs: run folders, folders of runs, or patterns; folders are searched to the bottom. They may stand without
             the flag, right behind ``report``.
         output: folder of the page and the pictures.
+        published: draw published curves beside ours, in panels of their own, where axes and suite mean the same.
     """
 
     runs: list[str] = field(default_factory=list)
     output: str = "report"
+    published: bool = False
 
 
 def main(verb: str, arguments: Sequence[str]) -> None:
@@ -43,7 +46,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         raise UserError(f"{output} is a file: choose another --output")
     with Step("report"):
         findings = find_runs(command.runs)
-        problems = write_report(findings, output)
+        problems = write_report(findings, output, command.published)
     for problem in problems:
         console.print(f"not used, or not fully: {problem}", markup=False, soft_wrap=True)
     print(output / PAGE)

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import operator
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -14,22 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from megalit.cli.commands import parse
-from megalit.cli.console import console
+from megalit.cli.scaling_efficiency import EfficiencyCommand, efficiency
 from megalit.cli.scaling_fits import (
-    Fitted,
     How,
     fit_joint,
     fit_parameters_and_tokens,
     fit_power,
     fit_repeated_epochs,
+    show,
     split,
 )
+from megalit.cli.scaling_runs import chosen_ensembles, chosen_runs, said
 from megalit.errors import UserError
 from megalit.files import write_atomic, write_json
-from megalit.scaling.data_efficiency import data_efficiency
-from megalit.scaling.fitting import PowerLawFit
-from megalit.scaling.ledger import AXES, Ledger, Points, points_of_csv, points_of_records, read_ledger, value_of
-from megalit.scaling.records import RunRecord
+from megalit.scaling.ensembles import Average, points_of_ensembles
+from megalit.scaling.ledger import AXES, points_of_csv, points_of_records, value_of
 
 COLUMNS = ["stream", "N", "U", "D", "G", "epochs", "synthetic_share", "loss", "status"]
 _FITS = {"joint": fit_joint, "chinchilla": fit_parameters_and_tokens, "data_constrained": fit_repeated_epochs}
@@ -38,15 +35,6 @@ _KEYS = (
     + "; ".join(f"{name} ({meaning})" for name, meaning in AXES.items())
     + ";\nloss.SUITE, bits_per_byte.SUITE, and any key of its record or configuration, like model.weight_decay."
 )
-_CONDITION = re.compile(r"([\w.]+)\s*(>=|<=|!=|=|<|>)\s*(.*)")
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "=": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    ">": operator.gt,
-    "<=": operator.le,
-    ">=": operator.ge,
-}
 
 
 @dataclass(frozen=True)
@@ -75,7 +63,9 @@ class FitCommand:
     """Fit a law to runs or to a table.
 
     Attributes:
-        runs: run folders, or folders that hold some; they may stand right behind ``fit``.
+        runs: run folders, or folders that hold some; they may stand right behind ``fit``. Where K is an axis, the
+            points are the averages of K = 1 … n members of the ensembles in these folders (``ensemble.json``), with
+            what their members' records share.
         csv: a table with a header instead of runs; the axes and the loss are names of its columns.
         law: ``power`` (A / x^B + C), ``joint`` (asymptotes over the first axis, then the next), ``chinchilla``,
             or ``data_constrained`` (repeated epochs).
@@ -84,7 +74,8 @@ class FitCommand:
         loss: key or column of the losses.
         by: a key; one power law is fitted for each of its values (a mixture's ratio, for example).
         below: fit only points whose first axis is at most this, and compare the law with the others.
-        where: conditions that a run meets.
+        where: conditions that a run meets, or all members of an ensemble.
+        average: of ensembles: of their members' ``probabilities`` or ``logits``.
         huber: residual beyond which a point counts linearly: in nats for power laws (default: least squares), of the
             logarithm for the others (default: 0.001).
         engine: how the minimum is found; both give the same.
@@ -104,6 +95,7 @@ class FitCommand:
     by: str | None = None
     below: float | None = None
     where: list[str] | None = None
+    average: Average = "probabilities"
     huber: float | None = None
     engine: Literal["multi_start", "variable_projection"] = "multi_start"
     deviation: float | None = None
@@ -114,35 +106,12 @@ class FitCommand:
     output: str | None = None
 
 
-@dataclass(frozen=True)
-class EfficiencyCommand:
-    """Say how much real data runs were worth, by inverting the law of a baseline.
-
-    Attributes:
-        runs: the runs to judge; they may stand right behind ``efficiency``.
-        baseline: runs of the baseline on nested subsets of the real documents (``data.real_fraction``).
-        axis: of the baseline's law.
-        loss: key of the losses.
-        bootstrap: draws for the intervals.
-        seed: of the bootstrap.
-        output: JSON file to write the result to.
-    """
-
-    runs: list[str] | None = None
-    baseline: list[str] | None = None
-    axis: str = "U"
-    loss: str = "loss"
-    bootstrap: int = 200
-    seed: int = 0
-    output: str | None = None
-
-
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit scaling list | fit | efficiency``."""
     actions: dict[str, tuple[Any, Callable[[Any], None]]] = {
         "list": (ListCommand, _list),
         "fit": (FitCommand, _fit),
-        "efficiency": (EfficiencyCommand, _efficiency),
+        "efficiency": (EfficiencyCommand, efficiency),
     }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_HELP)
@@ -162,7 +131,7 @@ _HELP = """usage: megalit scaling ACTION [RUNS ...] [--config FILE] [--KEY VALUE
 
   list        print the records of runs as a table or CSV
   fit         fit a law to runs or to a CSV file
-  efficiency  say how much real data runs were worth, by the law of a baseline
+  efficiency  say how much data runs were worth against a baseline
 
 `megalit scaling ACTION --help` lists an action's settings."""
 
@@ -171,7 +140,7 @@ _HELP = """usage: megalit scaling ACTION [RUNS ...] [--config FILE] [--KEY VALUE
 
 
 def _list(settings: ListCommand) -> None:
-    ledger = _ledger(settings.runs, settings.where)
+    ledger = chosen_runs(settings.runs, settings.where)
     columns = settings.columns or COLUMNS
     found = list(ledger.records.items())
     if settings.sort:
@@ -221,18 +190,19 @@ def _fit(settings: FitCommand) -> None:
     )
     if not axes:
         raise UserError(f"axes: a power law needs an axis: --axes [U], or another of {', '.join(AXES)} or any key")
-    keys = [*axes, settings.loss, *([settings.by] if settings.by else [])]
+    coordinates = [*axes, *([settings.by] if settings.by else [])]
+    keys = [*coordinates, settings.loss]
     if (settings.csv is None) == (not settings.runs):
         raise UserError("the points come from runs or from --csv: give one of the two")
     if settings.csv is not None:
         points = points_of_csv(Path(settings.csv), keys)
+    elif "K" in coordinates:
+        ensembles = chosen_ensembles(settings.runs or [], settings.where)
+        others = [key for key in coordinates if key != "K"]
+        points = points_of_ensembles(ensembles, others, settings.loss, settings.average)
     else:
-        points = points_of_records(_ledger(settings.runs, settings.where), keys, settings.unfinished)
-    for problem in points.problems:
-        console.print(f"left out: {problem}")
-    if not points.rows:
-        raise UserError(f"no point has a number for each of {', '.join(keys)}: {points.problems[0]}")
-    table = split(points.rows, axes, settings.loss, settings.below)
+        points = points_of_records(chosen_runs(settings.runs, settings.where), keys, settings.unfinished)
+    table = split(said(points, keys).rows, axes, settings.loss, settings.below)
     how = How(settings.bootstrap, settings.seed, settings.huber, settings.engine, settings.deviation)
     if settings.law == "power":
         fits = fit_power(table, how, settings.by, settings.predict or [])
@@ -241,90 +211,9 @@ def _fit(settings: FitCommand) -> None:
     else:
         fits = _FITS[settings.law](table, how)
     for fitted in fits:
-        _show(fitted)
+        show(fitted)
     if settings.output:
         write_json(Path(settings.output), [fitted.to_json() for fitted in fits])
-
-
-def _show(fitted: Fitted) -> None:
-    print(f"{fitted.title}\n  {fitted.law}")
-    for name, value in fitted.coefficients.items():
-        interval = fitted.intervals.get(name)
-        between = f"   95%: {interval[0]:.5g} to {interval[1]:.5g}" if interval else ""
-        meaning = "  (asymptote, nats per token)" if name == fitted.asymptote else ""
-        print(f"  {name:<6} {value:<12.6g}{between}{meaning}")
-    for line in fitted.lines:
-        print(f"  {line}")
-    for remark in fitted.remarks:
-        print(f"  ! {remark}")
-
-
-# efficiency ----------------------------------------------------------------------------------------------------
-
-
-def _efficiency(settings: EfficiencyCommand) -> None:
-    if not settings.baseline:
-        raise UserError("baseline: name runs of the baseline on three or more nested subsets of the real documents")
-    keys = [settings.axis, settings.loss]
-    points = _points(settings.baseline, keys)
-    table = split(points.rows, [settings.axis], settings.loss, None)
-    (fitted,) = fit_power(table, How(settings.bootstrap, settings.seed))
-    _show(fitted)
-    law = fitted.fit
-    assert isinstance(law, PowerLawFit)
-    judged = _points(settings.runs, keys)
-    result: dict[str, Any] = {"baseline": fitted.to_json(), "runs": {}}
-    for origin, row in zip(judged.origins, judged.rows, strict=True):
-        found = data_efficiency(row[settings.loss], law, tokens=row[settings.axis])
-        interval = f" (95%: {found.interval[0]:.3g} to {found.interval[1]:.3g})" if found.interval else ""
-        print(f"{origin}: loss {row[settings.loss]:.4f} is worth {found.factor:.3g} times its real data{interval}")
-        for remark in found.remarks:
-            if not remark.startswith("baseline: "):
-                print(f"  ! {remark}")
-        result["runs"][origin] = {"loss": row[settings.loss], **found.to_json()}
-    if settings.output:
-        write_json(Path(settings.output), result)
-
-
-def _points(runs: list[str] | None, keys: list[str]) -> Points:
-    points = points_of_records(_ledger(runs, None), keys)
-    for problem in points.problems:
-        console.print(f"left out: {problem}")
-    if not points.rows:
-        raise UserError(f"no run has a number for each of {', '.join(keys)}: {points.problems[0]}")
-    return points
-
-
-# Shared --------------------------------------------------------------------------------------------------------
-
-
-def _ledger(runs: list[str] | None, where: list[str] | None) -> Ledger:
-    ledger = read_ledger([Path(run) for run in runs or []])
-    conditions = [_condition(text) for text in where or []]
-    kept = {path: record for path, record in ledger.records.items() if all(meets(record) for meets in conditions)}
-    if not kept:
-        raise UserError(f"where: none of {len(ledger.records)} runs meets {' and '.join(where or [])}: ask for less")
-    for problem in ledger.problems:
-        console.print(f"not read: {problem}")
-    return Ledger(kept, ())
-
-
-def _condition(text: str) -> Callable[[RunRecord], bool]:
-    match = _CONDITION.fullmatch(text.strip())
-    if match is None:
-        raise UserError(f"where: '{text}' is no condition: write KEY=VALUE, or with <, >, <=, >= or !=")
-    key, compare, wanted = match.groups()
-
-    def meets(record: RunRecord) -> bool:
-        value = value_of(record, key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            try:
-                return _COMPARE[compare](value, float(wanted))
-            except ValueError as error:
-                raise UserError(f"where: '{text}' compares a number with '{wanted}': give a number") from error
-        return _COMPARE[compare](str(value).lower(), wanted.lower()) if compare in ("=", "!=") else False
-
-    return meets
 
 
 def _print(table: Table) -> None:

@@ -215,3 +215,17 @@ def _held_out(table: Table, predict: Callable[[Row], float]) -> tuple[list[str],
         lines.append(f"held out at {at}: loss {loss:.4f}, predicted {predicted:.4f} ({predicted / loss - 1:+.2%})")
         values.append({**place, "loss": loss, "predicted": predicted})
     return lines, {"held_out": values} if values else {}
+
+
+def show(fitted: Fitted) -> None:
+    """Print a fit: its law, coefficients with intervals, predictions and remarks."""
+    print(f"{fitted.title}\n  {fitted.law}")
+    for name, value in fitted.coefficients.items():
+        interval = fitted.intervals.get(name)
+        between = f"   95%: {interval[0]:.5g} to {interval[1]:.5g}" if interval else ""
+        meaning = "  (asymptote, nats per token)" if name == fitted.asymptote else ""
+        print(f"  {name:<6} {value:<12.6g}{between}{meaning}")
+    for line in fitted.lines:
+        print(f"  {line}")
+    for remark in fitted.remarks:
+        print(f"  ! {remark}")

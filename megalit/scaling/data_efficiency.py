@@ -146,10 +146,21 @@ def tokens_to_same_loss(
     Raises:
         UserError: a curve without a point, or one that does not reach the loss.
     """
+    target = lowest_shared_loss(curve, baseline) if loss is None else loss
+    return _tokens_at(baseline, target) / _tokens_at(curve, target)
+
+
+def lowest_shared_loss(
+    curve: tuple[Sequence[float], Sequence[float]], baseline: tuple[Sequence[float], Sequence[float]]
+) -> float:
+    """The lowest loss that both curves reach.
+
+    Raises:
+        UserError: a curve without a point.
+    """
     if not curve[1] or not baseline[1]:
         raise UserError("a curve has no points: train the run with a validation suite")
-    target = max(min(curve[1]), min(baseline[1])) if loss is None else loss
-    return _tokens_at(baseline, target) / _tokens_at(curve, target)
+    return max(min(curve[1]), min(baseline[1]))
 
 
 def _tokens_at(curve: tuple[Sequence[float], Sequence[float]], loss: float) -> float:

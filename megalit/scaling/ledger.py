@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ AXES = {
     "D": "training tokens of all streams",
     "U": "unique real tokens",
     "G": "generations of each document",
+    "K": "members of an ensemble",
     "epochs": "epochs of the real stream",
     "synthetic_tokens": "training tokens that are synthetic",
     "synthetic_share": "their share of all training tokens",
@@ -73,14 +74,38 @@ def value_of(record: RunRecord, key: str) -> Any:
         return _axis(record, key)
     name, _, suite = key.partition(".")
     if name in ("loss", "bits_per_byte"):
-        suites = record.losses
-        chosen = suite or (next(iter(suites)) if len(suites) == 1 or "iid" not in suites else "iid") if suites else ""
-        return suites.get(chosen, {}).get("nats_per_token" if name == "loss" else name)
+        losses = record.losses.get(suite or default_suite(record.losses), {})
+        return losses.get("nats_per_token" if name == "loss" else name)
     for root in (vars(record), record.config):
         found = _path(root, key.split("."))
         if found is not None:
             return found
     return None
+
+
+def default_suite(suites: Iterable[str]) -> str:
+    """The suite that is meant where none is named: iid, or the first one."""
+    names = list(suites)
+    return "iid" if "iid" in names or not names else names[0]
+
+
+# Tokens, and losses in nats per token.
+Curve = tuple[list[float], list[float]]
+
+
+def validation_curve(record: RunRecord, key: str) -> Curve:
+    """Training tokens and validation losses of a run, without losses that are not finite.
+
+    Raises:
+        UserError: ``key`` is neither ``loss`` nor ``loss.SUITE``.
+    """
+    name, _, suite = key.partition(".")
+    if name != "loss":
+        raise UserError(f"a validation curve is one of losses, not of {key}: ask for loss, or loss.SUITE")
+    chosen = suite or default_suite(name for point in record.validation_curve for name in point.losses)
+    found = [(point.tokens, point.losses.get(chosen)) for point in record.validation_curve]
+    points = [(float(tokens), loss) for tokens, loss in found if loss is not None and math.isfinite(loss)]
+    return [tokens for tokens, _ in points], [loss for _, loss in points]
 
 
 def _axis(record: RunRecord, key: str) -> Any:
@@ -91,7 +116,9 @@ def _axis(record: RunRecord, key: str) -> Any:
         "N_inner": record.parameters.get("non_embedding"),
         "D": tokens,
         "U": record.unique_real_tokens,
-        "G": _path(record.config, ["data", "generations"]),
+        # Without generations a run is no point of a law over them.
+        "G": count_generations(record) or None,
+        "K": None,  # Ensembles have it: megalit.scaling.ensembles.
         "epochs": record.epochs.get("real"),
         "synthetic_tokens": record.synthetic_share * tokens,
         "synthetic_share": record.synthetic_share,
@@ -100,6 +127,14 @@ def _axis(record: RunRecord, key: str) -> Any:
         "seconds": record.wall_seconds,
     }
     return values[key]
+
+
+def count_generations(record: RunRecord) -> int | None:
+    """G, the generations of each document: 0 for real documents alone, None where the plan does not count them."""
+    streams = record.plan.get("settings", {}).get("streams", ())
+    if streams and all(stream["kind"] == "Real" for stream in streams):
+        return 0
+    return max((stream["generations"] for stream in streams if "generations" in stream), default=None)
 
 
 def _path(root: Any, names: list[str]) -> Any:

@@ -169,6 +169,13 @@ class Mixture:
             )
         return stream
 
+    def _thoughts(self, component: Component) -> dict[str, int]:
+        """G of latent thoughts, which no setting says: split points of a document, fewer in a short one."""
+        if not isinstance(component.ordering, LatentThoughts):
+            return {}
+        tables = self._open(component.stores or self.settings.stores).tables
+        return {"generations": int(tables.thoughts.count.max(initial=0))}
+
     def _suites(self, stores: StoreSet) -> dict[str, SuiteWindows]:
         if stores.validation is None:
             return {}
@@ -185,7 +192,11 @@ class Mixture:
             "tokenizer": self.stores.real.manifest.tokenizer,
             "literals": [opened.literals.parts for opened in self._opened.values()],
             "streams": [
-                {**describe(component.ordering), "shares": [str(share) for share in component.shares]}
+                {
+                    **describe(component.ordering),
+                    **self._thoughts(component),
+                    "shares": [str(share) for share in component.shares],
+                }
                 for component in components
             ],
             "phases": [str(phase) for phase in phases],

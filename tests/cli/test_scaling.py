@@ -12,7 +12,7 @@ import pytest
 from running import Run
 
 from megalit.scaling.laws import Chinchilla, PowerLaw
-from megalit.scaling.records import RunRecord
+from megalit.scaling.records import CurvePoint, RunRecord
 
 LAW = PowerLaw(0.9, 0.3, 2.0)
 
@@ -142,6 +142,56 @@ def test_joint_asymptotes_and_chinchilla_from_tables(
     assert json.loads((tmp_path / "c.json").read_text())[0]["coefficients"]["E"] == pytest.approx(1.8172, abs=1e-3)
 
 
+def write_ensemble(folder: Path, N: int, unique: int, members: int = 4, **changes: Any) -> None:
+    """Members that are no better alone than any other, and averages on a joint law."""
+    for number in range(members):
+        loss = 4.0 + number
+        write_record(folder / f"member-{number}", unique, loss, parameters={"total": N}, **changes)
+    law = [0.3 / K + 50 / N + 9 / unique + 3 for K in range(1, members + 1)]
+    averages = {"probabilities": {"iid": law}, "logits": {"iid": [loss + 1 for loss in law]}}
+    value = {
+        # As `megalit ensemble` writes them: from where it was started.
+        "members": [f"{folder.parent.name}/{folder.name}/member-{number}" for number in range(members)],
+        "suites": {"iid": {"averages": {kind: curves["iid"] for kind, curves in averages.items()}}},
+    }
+    (folder / "ensemble.json").write_text(json.dumps(value))
+
+
+def test_points_over_members_come_from_ensembles(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for N in (150, 300, 600, 1400):
+        for unique in (100, 200, 400):
+            write_ensemble(tmp_path / "runs" / f"{N}-{unique}", N, unique)
+    flags = ["--bootstrap", 0, "--output", "f.json"]
+    assert run("scaling", "fit", "runs", "--law", "joint", "--axes", "[K,N,U]", *flags) == 0
+    *_, last = json.loads((tmp_path / "f.json").read_text())
+    assert last["title"] == "asymptotes over U"
+    assert last["coefficients"] == pytest.approx({"A": 9.0, "B": 1.0, "C": 3.0}, rel=0.02)
+
+    (tmp_path / "runs").rename(tmp_path / "moved")  # the members' paths are those of where it was made
+    power = ["fit", "moved", "--axes", "[K]", "--by", "U", "--where", "[N=300]", "--average", "logits"]
+    assert run("scaling", *power, *flags) == 0
+    fits = json.loads((tmp_path / "f.json").read_text())
+    assert [fit["coefficients"]["C"] for fit in fits] == pytest.approx([4 + 50 / 300 + 9 / U for U in (100, 200, 400)])
+    assert [len(fit["points"]) for fit in fits] == [4, 4, 4]
+
+
+def test_ensembles_that_give_no_points_are_named(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ensemble(tmp_path / "runs" / "good", 300, 100)
+    write_ensemble(tmp_path / "runs" / "mixed", 300, 100)
+    write_record(tmp_path / "runs" / "mixed" / "other", 700, 3.0)
+    (tmp_path / "runs" / "mixed" / "other" / "record.json").replace(
+        tmp_path / "runs" / "mixed" / "member-1" / "record.json"
+    )
+    write_ensemble(tmp_path / "runs" / "gone", 300, 100)
+    (tmp_path / "runs" / "gone" / "member-3" / "record.json").unlink()
+    assert run("scaling", "fit", "runs", "--law", "power", "--axes", "[K]", "--by", "U", "--bootstrap", 0) == 0
+    said = capsys.readouterr()
+    assert "4 points" in said.out
+    flat = " ".join(said.err.split())
+    assert "mixed/ensemble.json has members that differ in U" in flat
+    assert "gone/ensemble.json names the member runs/gone/member-3, which is not there" in flat
+
+
 def test_runs_are_judged_by_the_law_of_a_baseline(
     baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +200,49 @@ def test_runs_are_judged_by_the_law_of_a_baseline(
     assert "worth 1.8 times its real data" in capsys.readouterr().out
     found = json.loads((tmp_path / "e.json").read_text())["runs"]["stitched"]
     assert found["factor"] == pytest.approx(1.8, rel=1e-3)
+
+
+def test_the_baselines_own_loss_is_the_reference(baseline: Path, run: Run, tmp_path: Path) -> None:
+    """D_eff of the run over D_eff of the baseline's loss, wherever the run's own data lies."""
+    write_record(tmp_path / "stitched", 200, LAW.predict(600.0))
+    flags = ["--baseline", "[real]", "--reference_loss", LAW.predict(300.0), "--output", "e.json"]
+    assert run("scaling", "efficiency", "stitched", *flags) == 0
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["runs"]["stitched"]["factor"] == pytest.approx(2.0, rel=1e-3)
+
+
+def test_losses_between_those_of_a_baseline_are_interpolated(
+    baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(tmp_path / "real" / "untuned", 400, 9.0)
+    middle = (LAW.predict(200.0) + LAW.predict(400.0)) / 2
+    write_record(tmp_path / "stitched", 200, middle)
+    flags = ["--baseline", "[real]", "--method", "interpolation", "--output", "e.json"]
+    assert run("scaling", "efficiency", "stitched", *flags) == 0
+    assert "worth 1.5 times its real data" in capsys.readouterr().out
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["method"] == "interpolation"
+    assert found["runs"]["stitched"]["tokens"] == pytest.approx(300.0)
+    assert len(found["baseline"]["points"]) == 5
+
+
+def test_tokens_to_the_same_loss_are_those_of_two_curves(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def curve(*losses: float) -> list[CurvePoint]:
+        return [CurvePoint(step, 100 * 2**step, {"iid": loss}) for step, loss in enumerate(losses)]
+
+    write_record(tmp_path / "real", 100, 3.0, validation_curve=curve(5.0, 4.0, 3.0))
+    write_record(tmp_path / "stitched", 100, 2.5, validation_curve=curve(4.0, 3.0, float("nan"), 2.5))
+    write_record(tmp_path / "silent", 100, 2.5)
+    flags = ["--baseline", "[real]", "--method", "same_loss", "--output", "e.json"]
+    assert run("scaling", "efficiency", "stitched", "silent", *flags) == 0
+    said = capsys.readouterr()
+    assert "stitched: real needs 2 times its training tokens for the loss 3.0000" in said.out
+    assert "silent has no validation curve" in said.err
+    assert json.loads((tmp_path / "e.json").read_text())["runs"]["stitched"]["factor"] == pytest.approx(2.0)
+    assert run("scaling", "efficiency", "stitched", *flags, "--at_loss", 2.7) == 2
+    assert "stitched against real: a curve never reaches the loss 2.7" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -174,7 +267,16 @@ def test_runs_are_judged_by_the_law_of_a_baseline(
         ("fit --csv nowhere.csv --axes [U]", "nowhere.csv does not exist"),
         ("fit --csv t.csv --axes [Z]", "has no column Z (it has U, loss)"),
         ("fit --csv t.csv --axes [U]", "no point has a number for each of U, loss: t.csv, line 2"),
+        ("fit real --axes [K]", "no ensemble can be read: real holds no ensemble (ensemble.json)"),
+        ("fit nowhere --axes [K]", "nowhere does not exist"),
+        ("fit t.csv --axes [K]", "t.csv is not readable as JSON"),
         ("efficiency real", "name runs of the baseline"),
+        ("efficiency real --method same_loss", "name the run to compare with"),
+        ("efficiency real --method same_loss --baseline [real]", "no run has a validation curve of loss"),
+        ("efficiency real --method same_loss --baseline [real] --loss U", "a validation curve is one of losses"),
+        ("efficiency real --baseline [real] --at_loss 3", "at_loss belongs to --method same_loss, not to law"),
+        ("efficiency real --baseline [real] --method interpolation --reference_loss 3", "belongs to --method law"),
+        ("efficiency real/100 --baseline [real/200,real/400] --method interpolation", "lies outside the baseline's"),
     ],
 )
 def test_what_cannot_be_done_ends_in_one_line(

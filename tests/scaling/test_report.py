@@ -162,6 +162,13 @@ def test_the_best_setting_is_drawn(tmp_path: Path) -> None:
     ]
 
 
+def test_latent_thoughts_stand_at_their_number_of_generations(experiment: tuple[Path, Page]) -> None:
+    _, page = experiment
+    rows = [row for row in page.numbers("Loss against generations: iid") if row["stream"] == "latent thoughts"]
+    assert [row["generations of each document (G)"] for row in rows] == ["8"]
+    assert "does not count generations" not in page.text
+
+
 def test_data_efficiency_inverts_the_law_of_the_baseline(tmp_path: Path) -> None:
     """The baseline follows L = 3 + 0.5 / sqrt(fraction); the loss it would have with 4 times the data is worth 4."""
     for fraction in (0.125, 0.25, 0.5, 1.0):
@@ -227,6 +234,30 @@ def test_members_are_found_where_the_ensemble_has_gone(tmp_path: Path) -> None:
         ["five/member-0", "five/member-0"],
     ]
     assert not found.problems
+
+
+def test_published_curves_stand_beside_ours_where_they_are_asked_for(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for stream, generations in (("real", 0), ("stitched", 2), ("stitched", 4)):
+        for epochs in (8, 16):
+            make_run(runs / f"{stream}-{generations}-{epochs}", stream, generations, epochs)
+    make_ensemble(runs / "five", [runs / "stitched-4-8", runs / "stitched-4-16"], [3.4, 3.3])
+    page = report(tmp_path)
+    assert "arXiv" not in page.text
+    write_report(find_runs([str(runs)]), tmp_path / "beside", published=True)
+    beside = Page((tmp_path / "beside" / PAGE).read_text())
+    assert page.headings == beside.headings
+    for figure, count in (("generations", 11), ("epochs", 6), ("context length", 15), ("ensemble members", 5)):
+        heading = f"Loss against {figure}: iid"
+        numbers = beside.numbers(heading)
+        assert [row for row in numbers if row["model and data"] != "published"] == page.numbers(heading)
+        assert sum(row["model and data"] == "published" for row in numbers) == count
+    assert beside.text.count("shows published values: Data-efficient pre-training by scaling synthetic megadocs") == 4
+    name = "loss_vs_generations_iid.png"
+    assert (tmp_path / "beside" / name).stat().st_size > (tmp_path / "report" / name).stat().st_size
+    # The long-context suite of the paper is another one than ours.
+    heading = "Loss against generations: long context"
+    assert beside.numbers(heading) == page.numbers(heading)
 
 
 def test_too_few_members_have_no_asymptote(tmp_path: Path) -> None:

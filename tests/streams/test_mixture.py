@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_sets import DataSet
+from data_sets import THOUGHTS, DataSet
 
 from megalit.errors import UserError
 from megalit.streams import (
@@ -262,6 +262,13 @@ def test_latent_thoughts_need_a_tokenizer_for_their_markers(data_set: DataSet, t
             (tmp_path / store.name).symlink_to(store)
     with pytest.raises(UserError, match="holds no tokenizer to encode '<think>'"):
         _ = LatentThoughtStream(stores=str(tmp_path), total_tokens=64).plan
+
+
+def test_the_plan_counts_the_thoughts_of_a_document(data_set: DataSet) -> None:
+    """No setting says their number, and short documents have fewer."""
+    plan = LatentThoughtStream(stores=str(data_set.folder), total_tokens=640, **SMALL).plan
+    kinds = {stream["kind"]: stream.get("generations") for stream in plan.settings["streams"]}
+    assert kinds == {"Real": None, "LatentThoughts": THOUGHTS}
 
 
 def test_streams_that_change_names_do_not_change_places(data_set: DataSet) -> None:

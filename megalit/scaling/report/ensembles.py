@@ -19,6 +19,7 @@ from megalit.scaling.report.drawing import (
     shade_of,
     to_png,
 )
+from megalit.scaling.report.published import Beside
 from megalit.scaling.report.reading import Ensemble
 from megalit.scaling.report.study import Setting, Study
 
@@ -42,10 +43,12 @@ def against_members(study: Study, suite: str) -> Picture | Missing:
     if not found:
         return Missing(_TITLE, "train one, `megalit ensemble --members 5 --config …`, which writes ensemble.json")
     families = sorted({setting.family for setting, _ in found})
-    canvas, axes = panels([str(family) for family in families])
+    beside = Beside(study.published_over("members", suite))
+    canvas, axes = panels([*map(str, families), *beside.titles])
+    beside.draw(canvas, axes[len(families) :], "ensemble members (K)")
     rows: list[tuple[str, ...]] = []
     remarks: list[str] = []
-    for panel, family in zip(axes, families, strict=True):
+    for panel, family in zip(axes, families, strict=False):
         curves = _curves([(setting, ensemble) for setting, ensemble in found if setting.family == family], suite)
         members = max(len(curve.losses) for curve in curves)
         infinity = members * 1.35
@@ -62,12 +65,15 @@ def against_members(study: Study, suite: str) -> Picture | Missing:
         panel.set_xticks([*range(1, members + 1), infinity], [*map(str, range(1, members + 1)), "∞"])
         panel.set(xlabel="ensemble members (K)", ylabel=LOSS)
         label_ends(canvas, panel, ends)
+    for curve in beside.curves:
+        losses = ", ".join(f"{loss:.3f}" for _, loss in curve.points)
+        rows.append(("published", curve.name, "logits", losses, f"{curve.asymptote:g}", "–"))
     return Picture(
         "loss_vs_members",
         suite,
         _TITLE,
         "Loss of the average of the first K members: of their probabilities (circles, solid) or of their logits "
-        "(squares, dashed). The lines are power laws; at ∞ stand their asymptotes with 95% intervals.",
+        "(squares, dashed). The lines are power laws; at ∞ stand their asymptotes with 95% intervals." + beside.caption,
         to_png(canvas),
         ("model and data", "ensemble", "average of", "losses for K = 1 … n", "asymptote", "interval"),
         tuple(rows),

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from megalit import __version__
 from megalit.files import write_atomic
+from megalit.scaling.published import load_published
 from megalit.scaling.report.drawing import Missing, Picture
 from megalit.scaling.report.efficiency import data_efficiency
 from megalit.scaling.report.ensembles import against_members
@@ -39,13 +41,20 @@ _FIGURES: tuple[Callable[[Study, str], Picture | Missing], ...] = (
 )
 
 
-def write_report(findings: Findings, folder: Path) -> list[str]:
+def write_report(findings: Findings, folder: Path, published: bool = False) -> list[str]:
     """Write ``index.html`` and a PNG for each figure into a folder.
+
+    Args:
+        findings: what was found.
+        folder: of the page and the pictures.
+        published: whether published curves are drawn beside ours.
 
     Returns:
         what could not be used, one line each; the page says it, too.
     """
     study, without_loss = make_study(findings)
+    if published:
+        study = replace(study, published=tuple(load_published()))
     drawn: list[Picture] = []
     missing: list[Missing] = []
     for figure in _FIGURES:

@@ -2,19 +2,19 @@
 
 import glob
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megalit.errors import UserError
 from megalit.files import read_json
+from megalit.scaling.ensembles import FILE as ENSEMBLE
+from megalit.scaling.ensembles import read_ensemble
 from megalit.scaling.ledger import read_ledger
-from megalit.scaling.records import FILE as RECORD
-from megalit.scaling.records import RunRecord, read_record
+from megalit.scaling.records import RunRecord
 
 EVALUATION = "evaluation.json"
-ENSEMBLE = "ensemble.json"
 
 # (x, loss in nats per token), by x.
 Curve = tuple[tuple[float, float], ...]
@@ -108,9 +108,12 @@ def find_runs(places: Iterable[str]) -> Findings:
     ensembles = []
     for folder in ensemble_folders:
         try:
-            ensembles.append(_read_ensemble(folder, names[folder], runs))
+            found = read_ensemble(folder / ENSEMBLE, ledger.records)
         except UserError as error:
             problems.append(str(error))
+            continue
+        members = (runs.get(m.folder, Run(m.folder, m.name, m.record, Evaluation())) for m in found.members)
+        ensembles.append(Ensemble(folder, names[folder], tuple(members), found.losses))
     return Findings(
         tuple(run for run in runs.values() if run.record.status == "finished"),
         tuple(run for run in runs.values() if run.record.status != "finished"),
@@ -168,32 +171,3 @@ def _read_evaluation(path: Path) -> Evaluation:
 
 def _curve(result: dict[str, Any], name: str) -> Curve:
     return tuple((float(x), float(loss)) for x, loss in result.get(name) or () if loss is not None)
-
-
-def _read_ensemble(folder: Path, name: str, known: Mapping[Path, Run]) -> Ensemble:
-    path = folder / ENSEMBLE
-    value = read_json(path)
-    try:
-        members = [_member(folder, str(member), known) for member in value["members"]]
-        losses: dict[str, dict[str, tuple[float, ...]]] = {}
-        for suite, result in value["suites"].items():
-            for average, curve in result["averages"].items():
-                losses.setdefault(str(average), {})[str(suite)] = tuple(float(loss) for loss in curve)
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is no ensemble ({error}): run `megalit ensemble` again") from error
-    if not members:
-        raise UserError(f"{path} has no members: run `megalit ensemble` again")
-    return Ensemble(folder, name, tuple(members), losses)
-
-
-def _member(folder: Path, member: str, known: Mapping[Path, Run]) -> Run:
-    """A member is named by its path from where the ensemble was made, which need not be here; it may be a checkpoint,
-    whose run is a folder above it."""
-    places = [Path(member), folder / member, *(parent / member for parent in folder.parents)]
-    for place in places:
-        for path in (place.resolve(), *place.resolve().parents[:2]):
-            if path in known:
-                return known[path]
-            if (path / RECORD).exists():
-                return Run(path, member, read_record(path), Evaluation())
-    raise UserError(f"{folder / ENSEMBLE} names the member {member}, which is not there: name its folder, too")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from megalit.scaling.ledger import count_generations
+from megalit.scaling.published import PublishedCurve
 from megalit.scaling.records import RunRecord
 from megalit.scaling.report.reading import Ensemble, Findings, Run
 
@@ -111,10 +113,7 @@ class Setting:
     @cached_property
     def generations(self) -> int | None:
         """Generations of each document: 0 for real documents alone, None where the plan does not count them."""
-        streams = _streams(self.record)
-        if streams and all(stream["kind"] == "Real" for stream in streams):
-            return 0
-        return max((stream["generations"] for stream in streams if "generations" in stream), default=None)
+        return count_generations(self.record)
 
     @property
     def name(self) -> str:
@@ -182,6 +181,11 @@ class Study:
     ensembles: tuple[tuple[Setting, Ensemble], ...]
     unfinished: tuple[Run, ...]
     suites: tuple[str, ...]
+    published: tuple[PublishedCurve, ...] = ()
+
+    def published_over(self, x_axis: str, suite: str) -> tuple[PublishedCurve, ...]:
+        """Published losses that are drawn beside ours, over an axis and on a suite of the same meaning."""
+        return tuple(c for c in self.published if (c.x_axis, c.y_axis) == (x_axis, f"loss, {suite}"))
 
     @property
     def families(self) -> list[Family]:

@@ -18,6 +18,7 @@ from megalit.scaling.report.drawing import (
     shade_of,
     to_png,
 )
+from megalit.scaling.report.published import Beside
 from megalit.scaling.report.reading import Run
 from megalit.scaling.report.study import Family, Loss, Setting, Study, short, stream_label
 
@@ -37,6 +38,7 @@ def against_generations(study: Study, suite: str) -> Picture | Missing:
         "The dashed line is the best run on real documents alone.",
         remedy="train simple or stitched streams, `megalit fit --config configs/stream/stitched.yaml "
         "--data.generations 4`, beside real documents alone",
+        published="generations",
     )
 
 
@@ -65,6 +67,7 @@ def _by_stream(
     x_label: str,
     caption: str,
     remedy: str,
+    published: str | None = None,
 ) -> Picture | Missing:
     shown = []
     for family in study.families:
@@ -74,9 +77,10 @@ def _by_stream(
             shown.append((family, best, drawn))
     if not shown:
         return Missing(title, remedy)
-    canvas, axes = panels([str(family) for family, _, _ in shown])
+    beside = Beside(study.published_over(published, suite) if published else ())
+    canvas, axes = panels([*(str(family) for family, _, _ in shown), *beside.titles])
     rows: list[tuple[str, ...]] = []
-    for panel, (family, best, drawn) in zip(axes, shown, strict=True):
+    for panel, (family, best, drawn) in zip(axes, shown, strict=False):
         lines = [
             _line(stream, [pair for pair in drawn if pair[0].stream == stream], x_of)
             for stream in dict.fromkeys(setting.stream for setting, _ in drawn)
@@ -104,13 +108,15 @@ def _by_stream(
             for setting, loss in best
             if x_of(setting) or setting.generations == 0
         ]
+    beside.draw(canvas, axes[len(shown) :], x_label)
+    rows += [(*row, "–") for row in beside.rows]
     left_out = sorted({s.stream for s in study.settings if x_of(s) is None})
     remarks = [f"The plan of {stream} does not count generations, so it is not drawn here." for stream in left_out]
     return Picture(
         name,
         suite,
         title,
-        caption,
+        caption + beside.caption,
         to_png(canvas),
         ("model and data", "stream", x_label, LOSS, "seeds"),
         tuple(rows),
@@ -146,8 +152,11 @@ def against_epochs(study: Study, suite: str) -> Picture | Missing:
     title = "Loss against epochs"
     if not shown:
         return Missing(title, "train one stream with several `--data.real_epochs`, 4, 8 and 16 for example")
-    canvas, axes = panels([str(family) for family, _ in shown])
-    for panel, (_, lines) in zip(axes, shown, strict=True):
+    beside = Beside(study.published_over("real epochs", suite))
+    canvas, axes = panels([*(str(family) for family, _ in shown), *beside.titles])
+    beside.draw(canvas, axes[len(shown) :], "epochs of the real stream")
+    rows += [(*row, "–") for row in beside.rows]
+    for panel, (_, lines) in zip(axes, shown, strict=False):
         for line in lines:
             draw_line(panel, line)
         values = [x for line in lines for x in line.x]
@@ -159,7 +168,8 @@ def against_epochs(study: Study, suite: str) -> Picture | Missing:
         "loss_vs_epochs",
         suite,
         title,
-        "How often the real documents were read. Each point is the best setting for this number of epochs.",
+        "How often the real documents were read. Each point is the best setting for this number of epochs."
+        + beside.caption,
         to_png(canvas),
         ("model and data", "stream", "epochs", LOSS, "seeds"),
         tuple(rows),

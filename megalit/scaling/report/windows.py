@@ -17,6 +17,7 @@ from megalit.scaling.report.drawing import (
     panels,
     to_png,
 )
+from megalit.scaling.report.published import Beside
 from megalit.scaling.report.reading import Curve, SuiteResult
 from megalit.scaling.report.study import Family, Setting, Study
 
@@ -36,6 +37,7 @@ def against_context_length(study: Study, suite: str) -> Picture | Missing:
         caption="The suite cut into windows of each length. A stream that teaches long context falls further to the "
         "right.",
         curve_of=lambda result: result.by_context_length,
+        published="context length",
     )
 
 
@@ -60,6 +62,7 @@ def _curves(
     x_label: str,
     caption: str,
     curve_of: Callable[[SuiteResult], Curve],
+    published: str | None = None,
 ) -> Picture | Missing:
     shown: list[tuple[Family, list[Line]]] = []
     rows: list[tuple[str, ...]] = []
@@ -81,8 +84,11 @@ def _curves(
             shown.append((family, lines))
     if not shown:
         return Missing(title, _REMEDY)
-    canvas, axes = panels([str(family) for family, _ in shown])
-    for panel, (_, lines) in zip(axes, shown, strict=True):
+    beside = Beside(study.published_over(published, suite) if published else ())
+    canvas, axes = panels([*(str(family) for family, _ in shown), *beside.titles])
+    beside.draw(canvas, axes[len(shown) :], x_label)
+    rows += beside.rows
+    for panel, (_, lines) in zip(axes, shown, strict=False):
         for line in lines:
             draw_line(panel, line)
         longest = max(x for line in lines for x in line.x)
@@ -95,7 +101,7 @@ def _curves(
         name,
         suite,
         title,
-        f"{caption} The best setting of each stream, mean over its seeds.",
+        f"{caption} The best setting of each stream, mean over its seeds.{beside.caption}",
         to_png(canvas),
         ("model and data", "stream", x_label, LOSS),
         tuple(rows),

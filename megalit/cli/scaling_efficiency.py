@@ -1,0 +1,150 @@
+"""``megalit scaling efficiency``: how much data runs were worth, by any of the published definitions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megalit.cli.console import console
+from megalit.cli.scaling_fits import How, fit_power, show, split
+from megalit.cli.scaling_runs import chosen_runs, points_of_runs
+from megalit.errors import UserError
+from megalit.files import write_json
+from megalit.scaling.data_efficiency import (
+    DataEfficiency,
+    data_efficiency,
+    interpolated_data_efficiency,
+    lowest_shared_loss,
+    tokens_to_same_loss,
+)
+from megalit.scaling.fitting import PowerLawFit
+from megalit.scaling.ledger import Curve, Points, validation_curve
+
+Method = Literal["law", "interpolation", "same_loss"]
+
+
+@dataclass(frozen=True)
+class EfficiencyCommand:
+    """Say how much data runs were worth against a baseline.
+
+    Attributes:
+        runs: the runs to judge; they may stand right behind ``efficiency``.
+        baseline: runs of the baseline on nested subsets of the real documents (``data.real_fraction``); for
+            ``same_loss`` the one run to compare with.
+        method: ``law`` inverts the law of the baseline's losses (arXiv 2603.18534), ``interpolation`` interpolates
+            between the best of them (slowrun), ``same_loss`` compares the training tokens that two runs' validation
+            curves need for one loss (arXiv 2510.01631).
+        reference_loss: the baseline's loss on the data of the runs: ``law`` then divides by what the law says it is
+            worth, as published, instead of by the amount of real data itself.
+        at_loss: the loss that ``same_loss`` compares at; the lowest that both reach if not given.
+        axis: amount of real data.
+        loss: key of the losses.
+        bootstrap: draws for the intervals of ``law``.
+        seed: of the bootstrap.
+        output: JSON file to write the result to.
+    """
+
+    runs: list[str] | None = None
+    baseline: list[str] | None = None
+    method: Method = "law"
+    reference_loss: float | None = None
+    at_loss: float | None = None
+    axis: str = "U"
+    loss: str = "loss"
+    bootstrap: int = 200
+    seed: int = 0
+    output: str | None = None
+
+
+def efficiency(settings: EfficiencyCommand) -> None:
+    """``megalit scaling efficiency``."""
+    for name, method in (("reference_loss", "law"), ("at_loss", "same_loss")):
+        if getattr(settings, name) is not None and settings.method != method:
+            raise UserError(f"{name} belongs to --method {method}, not to {settings.method}: leave it out")
+    if not settings.baseline:
+        needed = "the run to compare with" if settings.method == "same_loss" else _SUBSETS[settings.method]
+        raise UserError(f"baseline: name {needed}")
+    result = _of_curves(settings) if settings.method == "same_loss" else _of_losses(settings)
+    if settings.output:
+        write_json(Path(settings.output), {"method": settings.method, **result})
+
+
+_SUBSETS = {
+    "law": "runs of the baseline on three or more nested subsets of the real documents",
+    "interpolation": "runs of the baseline on two or more nested subsets of the real documents",
+}
+
+
+def _of_losses(settings: EfficiencyCommand) -> dict[str, Any]:
+    keys = [settings.axis, settings.loss]
+    baseline = points_of_runs(settings.baseline, keys)
+    of_baseline, worth = (_by_law if settings.method == "law" else _by_interpolation)(settings, baseline)
+    judged = points_of_runs(settings.runs, keys)
+    runs: dict[str, Any] = {}
+    for origin, row in zip(judged.origins, judged.rows, strict=True):
+        loss = row[settings.loss]
+        found = worth(loss, row[settings.axis])
+        interval = f" (95%: {found.interval[0]:.3g} to {found.interval[1]:.3g})" if found.interval else ""
+        print(f"{origin}: loss {loss:.4f} is worth {found.factor:.3g} times its real data{interval}")
+        for remark in found.remarks:
+            if not remark.startswith("baseline: "):
+                print(f"  ! {remark}")
+        runs[origin] = {"loss": loss, **found.to_json()}
+    return {"baseline": of_baseline, "runs": runs}
+
+
+# What is written of the baseline, and what a loss on some amount of real data is worth by it.
+_Judge = tuple[dict[str, Any], Callable[[float, float], DataEfficiency]]
+
+
+def _by_law(settings: EfficiencyCommand, baseline: Points) -> _Judge:
+    table = split(baseline.rows, [settings.axis], settings.loss, None)
+    (fitted,) = fit_power(table, How(settings.bootstrap, settings.seed))
+    show(fitted)
+    law = fitted.fit
+    assert isinstance(law, PowerLawFit)
+    reference = settings.reference_loss
+    return fitted.to_json(), lambda loss, used: data_efficiency(loss, law, tokens=used, reference_loss=reference)
+
+
+def _by_interpolation(settings: EfficiencyCommand, baseline: Points) -> _Judge:
+    best: dict[float, float] = {}
+    for row in baseline.rows:
+        amount, loss = row[settings.axis], row[settings.loss]
+        best[amount] = min(loss, best.get(amount, loss))
+    tokens = sorted(best)
+    losses = [best[amount] for amount in tokens]
+    points = [{"x": amount, "loss": best[amount]} for amount in tokens]
+    print(f"{settings.loss} over {settings.axis}, the best run at each of {len(points)} amounts")
+    return {"points": points}, lambda loss, used: interpolated_data_efficiency(loss, tokens, losses, used=used)
+
+
+def _of_curves(settings: EfficiencyCommand) -> dict[str, Any]:
+    baselines = _curves(settings.baseline, settings.loss)
+    if len(baselines) > 1:
+        raise UserError(f"baseline: --method same_loss compares with one run, and {len(baselines)} are named: name one")
+    ((name, baseline),) = baselines.items()
+    runs: dict[str, Any] = {}
+    for origin, curve in _curves(settings.runs, settings.loss).items():
+        loss = lowest_shared_loss(curve, baseline) if settings.at_loss is None else settings.at_loss
+        try:
+            factor = tokens_to_same_loss(curve, baseline, loss)
+        except UserError as error:
+            raise UserError(f"{origin} against {name}: {error}") from error
+        print(f"{origin}: {name} needs {factor:.3g} times its training tokens for the loss {loss:.4f}")
+        runs[origin] = {"loss": loss, "factor": factor}
+    return {"baseline": name, "runs": runs}
+
+
+def _curves(runs: list[str] | None, key: str) -> dict[str, Curve]:
+    """The validation curves of runs; those without one are said, runs that are not finished have one, too."""
+    curves = {}
+    for folder, record in chosen_runs(runs).records.items():
+        curve = validation_curve(record, key)
+        if curve[0]:
+            curves[str(folder)] = curve
+        else:
+            console.print(f"left out: {folder} has no validation curve of {key}")
+    if not curves:
+        raise UserError(f"no run has a validation curve of {key}: validate during training")
+    return curves
