@@ -1,5 +1,6 @@
 """The report says what the records say, names what it left out, and needs nothing beside itself."""
 
+import json
 import re
 import statistics
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ from made_runs import make_ensemble, make_experiment, make_run
 from megalit.errors import UserError
 from megalit.scaling.records import read_record
 from megalit.scaling.report import PAGE, find_runs, write_report
+from megalit.scaling.report.study import loss_of, make_study, stream_label
 
 
 class Page(HTMLParser):
@@ -334,3 +336,23 @@ def test_odd_names_are_text_not_markup(tmp_path: Path) -> None:
     assert "<script" not in page.html
     assert f"{name}/0" in {row["run"] for row in page.table("run")}
     assert f"{name}/1 is not finished" in page.text
+
+
+def test_a_distilled_run_on_real_documents_is_no_baseline(tmp_path: Path) -> None:
+    plain = make_run(tmp_path / "plain", "real", loss=3.6)
+    distilled = make_run(tmp_path / "distilled", "real", loss=3.4)
+    value = json.loads((distilled / "record.json").read_text())
+    value["config"]["trainer"]["callbacks"] = [{"class_path": "megalit.callbacks.SelfDistillation"}]
+    (distilled / "record.json").write_text(json.dumps(value))
+    labels = {stream_label(read_record(folder)) for folder in (plain, distilled)}
+    assert labels == {"real only", "real only, distilled"}
+
+
+def test_a_later_evaluation_does_not_change_what_runs_are_compared_by(tmp_path: Path) -> None:
+    """It may have been measured with another context."""
+    make_run(tmp_path / "a", "real", loss=3.6)
+    value = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    value["suites"]["iid"]["nats_per_token"] = 9.0
+    (tmp_path / "a" / "evaluation.json").write_text(json.dumps(value))
+    study, _ = make_study(find_runs([str(tmp_path)]))
+    assert loss_of(study.settings[0].runs[0], "iid") == pytest.approx(3.6)

@@ -24,7 +24,7 @@ from megalit.scaling.report.drawing import (
     plain,
     to_png,
 )
-from megalit.scaling.report.study import Family, Loss, Setting, Study, short
+from megalit.scaling.report.study import REAL_ONLY, Family, Loss, Setting, Study, short
 
 _TITLE = "Data efficiency"
 # In nats per token, from the smallest subset to all documents; below it the law is flat and has no inverse.
@@ -113,7 +113,7 @@ def _baseline(study: Study, family: Family, suite: str) -> _Baseline | None:
     points = []
     for other in study.families:
         if replace(other, real_tokens=family.real_tokens) == family:
-            points += [(setting, loss) for setting, loss in study.best(other, suite) if setting.generations == 0]
+            points += [(setting, loss) for setting, loss in study.best(other, suite) if setting.stream == REAL_ONLY]
     if len(points) < 3:
         return None
     # Every seed is a point: their scatter is what the intervals rest on.
@@ -131,7 +131,7 @@ def _results(study: Study, family: Family, suite: str, baseline: _Baseline) -> l
     reference = next((loss.mean for setting, loss in baseline.points if setting.family == family), None)
     if reference is None:
         return []
-    losses = [(s.name, s.stream, loss.mean) for s, loss in study.best(family, suite) if s.generations != 0]
+    losses = [(s.name, s.stream, loss.mean) for s, loss in study.best(family, suite) if s.stream != REAL_ONLY]
     for setting, ensemble in study.ensembles:
         found = [suites[suite] for suites in ensemble.losses.values() if suites.get(suite)]
         if setting.family == family and found:

@@ -65,9 +65,9 @@ def against_members(study: Study, suite: str) -> Picture | Missing:
         panel.set_xticks([*range(1, members + 1), infinity], [*map(str, range(1, members + 1)), "∞"])
         panel.set(xlabel="ensemble members (K)", ylabel=LOSS)
         label_ends(canvas, panel, ends)
-    for curve in beside.curves:
-        losses = ", ".join(f"{loss:.3f}" for _, loss in curve.points)
-        rows.append(("published", curve.name, "logits", losses, f"{curve.asymptote:g}", "–"))
+    for published in beside.curves:
+        losses = ", ".join(f"{loss:.3f}" for _, loss in published.points)
+        rows.append(("published", published.name, "logits", losses, f"{published.asymptote:g}", "–"))
     return Picture(
         "loss_vs_members",
         suite,

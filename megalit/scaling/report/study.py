@@ -36,8 +36,10 @@ _FREE = {
 # Of Lightning's own settings these change a result.
 _TRAINER = {"precision", "callbacks"}
 
+REAL_ONLY = "real only"
+
 _KINDS = {
-    "Real": "real only",
+    "Real": REAL_ONLY,
     "Simple": "simple",
     "Stitched": "stitched",
     "LatentThoughts": "latent thoughts",
@@ -160,16 +162,21 @@ class Setting:
 
 
 def loss_of(run: Run, suite: str) -> float | None:
-    """A run's loss in nats per token: its evaluation's where there is one, else its record's."""
+    """A run's loss in nats per token: its record's, and for suites that were measured later, its evaluation's.
+
+    What the record has was measured in one way for all runs, which an evaluation's settings may change.
+    """
     result = run.evaluation.suites.get(suite)
-    loss = result.loss if result else run.record.losses.get(suite, {}).get("nats_per_token")
+    known = run.record.losses.get(suite, {}).get("nats_per_token")
+    loss = result.loss if known is None and result else known
     return loss if loss is not None and math.isfinite(loss) else None
 
 
 def bits_of(run: Run, suite: str) -> float | None:
     """The same in bits per byte."""
     result = run.evaluation.suites.get(suite)
-    bits = result.bits_per_byte if result else run.record.losses.get(suite, {}).get("bits_per_byte")
+    known = run.record.losses.get(suite, {}).get("bits_per_byte")
+    bits = result.bits_per_byte if known is None and result else known
     return bits if bits is not None and math.isfinite(bits) else None
 
 
@@ -250,7 +257,8 @@ def make_study(findings: Findings) -> tuple[Study, list[str]]:
     for _, ensemble in ensembles:
         suites |= {suite: None for average in ensemble.losses.values() for suite in average}
     for run in findings.unfinished:
-        suites |= dict.fromkeys(suite for point in run.record.validation_curve for suite in point.losses)
+        points = run.record.validation_curve
+        suites |= {suite: None for point in points for suite in point.losses if not suite.startswith("ensemble/")}
     return Study(tuple(settings), tuple(ensembles), findings.unfinished, tuple(suites)), problems
 
 
@@ -265,8 +273,10 @@ def stream_label(record: RunRecord) -> str:
     """A run's synthetic streams in words."""
     streams = _streams(record)
     synthetic = [stream for stream in streams if stream["kind"] != "Real"]
+    # What a teacher has taught is worth more than the documents alone, so it is no baseline.
+    distilled = ", distilled" if _is_distilled(record) else ""
     if not synthetic:
-        return "real only" if streams else " + ".join(record.tokens_seen)
+        return (REAL_ONLY if streams else " + ".join(record.tokens_seen)) + distilled
     labels = []
     for stream in synthetic:
         label = _KINDS.get(stream["kind"], stream["kind"])
@@ -276,7 +286,12 @@ def stream_label(record: RunRecord) -> str:
         if stream.get("order", "fixed") != "fixed":
             details.append("order drawn")
         labels.append(f"{label} ({', '.join(details)})" if details else label)
-    return " + ".join(dict.fromkeys(labels))
+    return " + ".join(dict.fromkeys(labels)) + distilled
+
+
+def _is_distilled(record: RunRecord) -> bool:
+    callbacks = record.config.get("trainer", {}).get("callbacks") or ()
+    return any("SelfDistillation" in str(callback.get("class_path")) for callback in callbacks)
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

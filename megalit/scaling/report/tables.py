@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megalit.scaling.report.reading import Run
-from megalit.scaling.report.study import Setting, Study, loss_of, stream_label
+from megalit.scaling.report.study import REAL_ONLY, Setting, Study, loss_of, stream_label
 
 NONE = "–"
 
@@ -104,7 +104,7 @@ def summary(study: Study) -> list[str]:
                 continue
             setting, loss = min(best, key=lambda pair: pair[1].mean)
             line = f"Lowest loss on {suite} ({family}): {loss} nats per token, {setting.name}"
-            real = next((other for other in best if other[0].generations == 0), None)
+            real = next((other for other in best if other[0].stream == REAL_ONLY), None)
             if real is not None and real[0] is not setting:
                 line += f"; real documents alone {real[1]}"
             lines.append(f"{line}.")

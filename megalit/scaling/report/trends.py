@@ -20,7 +20,7 @@ from megalit.scaling.report.drawing import (
 )
 from megalit.scaling.report.published import Beside
 from megalit.scaling.report.reading import Run
-from megalit.scaling.report.study import Family, Loss, Setting, Study, short, stream_label
+from megalit.scaling.report.study import REAL_ONLY, Family, Loss, Setting, Study, short, stream_label
 
 Tuned = Sequence[tuple[Setting, Loss]]
 
@@ -97,10 +97,10 @@ def _by_stream(
         low, high = min(values), max(values)
         panel.set_xlim(low / 1.25, high * 1.25 if low < high else low * 1.5)
         ends = [(line.x[-1], line.y[-1], line.label, line.colour) for line in lines]
-        real = next(((setting, loss) for setting, loss in best if setting.generations == 0), None)
+        real = next(((setting, loss) for setting, loss in best if setting.stream == REAL_ONLY), None)
         if real is not None:
             panel.axhline(real[1].mean, color=colour_of(real[0].stream), linestyle="--", linewidth=1.4)
-            ends.append((panel.get_xlim()[1], real[1].mean, "real only", colour_of(real[0].stream)))
+            ends.append((panel.get_xlim()[1], real[1].mean, REAL_ONLY, colour_of(real[0].stream)))
         panel.set(xlabel=x_label, ylabel=LOSS)
         label_ends(canvas, panel, ends)
         rows += [
