@@ -65,9 +65,10 @@ def against_members(study: Study, suite: str) -> Picture | Missing:
         panel.set_xticks([*range(1, members + 1), infinity], [*map(str, range(1, members + 1)), "∞"])
         panel.set(xlabel="ensemble members (K)", ylabel=LOSS)
         label_ends(canvas, panel, ends)
-    for published in beside.curves:
-        losses = ", ".join(f"{loss:.3f}" for _, loss in published.points)
-        rows.append(("published", published.name, "logits", losses, f"{published.asymptote:g}", "–"))
+    for theirs in beside.curves:
+        losses = ", ".join(f"{loss:.3f}" for _, loss in theirs.points)
+        limit = "–" if theirs.asymptote is None else f"{theirs.asymptote:g}"
+        rows.append(("published", theirs.name, "logits", losses, limit, "–"))
     return Picture(
         "loss_vs_members",
         suite,

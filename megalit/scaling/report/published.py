@@ -25,8 +25,9 @@ class Beside:
 
     @property
     def titles(self) -> tuple[str, ...]:
-        """Of the panel, if there is one."""
-        return ("PUBLISHED, not ours",) if self.curves else ()
+        """Of the panel, if there is one: a picture may be shown without its caption."""
+        papers = dict.fromkeys(paper for curve in self.curves for paper in re.findall(r"arXiv [\d.]+\d", curve.source))
+        return (f"published, not ours: {', '.join(papers)}",) if self.curves else ()
 
     @property
     def caption(self) -> str:
