@@ -93,7 +93,7 @@ def _inspect_stores(arguments: Sequence[str]) -> None:
                 verify(store.folder)
             print("  verified: items, tokens and content are what the manifest says")
     if settings.unigrams:
-        _print_unigrams(found, [unigrams_of_stores(store.folder.name, [store]) for store in _training(found)])
+        _print_unigrams(found, [_unigrams_of_stores([store]) for store in _training(found)])
 
 
 # Configurations ----------------------------------------------------------------------------------------
@@ -133,7 +133,10 @@ def _inspect_configuration(arguments: Sequence[str]) -> None:
     print("\n".join(mixture_lines(mixture)))
     if cli.config_init.unigrams:
         vocabulary = mixture.plan.vocabulary_size
-        texts = [unigrams_of_stream(stream, vocabulary) for stream in mixture.streams]
+        texts = []
+        for stream in mixture.streams:
+            with Step(f"counting the tokens of {stream.name}") as step:
+                texts.append(unigrams_of_stream(stream, vocabulary, progress=step.update))
         run = unigrams_of_run([(text, part.epochs) for text, part in zip(texts, mixture.plan.streams, strict=True)])
         _print_unigrams(mixture.stores.all, [*texts, run])
     if cli.config_init.window is not None:
@@ -151,7 +154,13 @@ def _print_unigrams(stores: Sequence[TokenStore], texts: Sequence[Unigrams]) -> 
     held_out = [store for store in stores if store.manifest.kind == "validation"]
     if not held_out or not texts:
         raise UserError("unigrams compare training texts with held-out ones: name a folder of stores that has both")
-    print("\n".join(comparison_lines(texts, unigrams_of_stores(held_out[0].folder.name, held_out))))
+    print("\n".join(comparison_lines(texts, _unigrams_of_stores(held_out))))
+
+
+def _unigrams_of_stores(stores: Sequence[TokenStore]) -> Unigrams:
+    name = stores[0].folder.name
+    with Step(f"counting the tokens of {name}") as step:
+        return unigrams_of_stores(name, stores, progress=step.update)
 
 
 def _print_window(mixture: Mixture, sample: int) -> None:

@@ -88,7 +88,10 @@ def evaluate_tasks(
         found: Any = simple_evaluate(
             model, tasks=list(loaded.values()), task_manager=manager, limit=limit, log_samples=False
         )
-    return {name: _result(name, found["results"][task.task_name], found) for name, task in loaded.items()}
+    return {
+        name: _result(name, found["results"][task.task_name], found["n-samples"][task.task_name]["effective"])
+        for name, task in loaded.items()
+    }
 
 
 def paper_error(results: Mapping[str, TaskResult]) -> float:
@@ -138,7 +141,7 @@ def _builder(file: str) -> str:
     return _BUILDERS[suffixes[-1]]
 
 
-def _result(name: str, metrics: Mapping[str, Any], found: Mapping[str, Any]) -> TaskResult:
+def _result(name: str, metrics: Mapping[str, Any], questions: int) -> TaskResult:
     values = {
         key.removesuffix(",none"): float(value)
         for key, value in metrics.items()
@@ -146,5 +149,4 @@ def _result(name: str, metrics: Mapping[str, Any], found: Mapping[str, Any]) -> 
     }
     if "acc" not in values:
         raise UserError(f"the task {name} reports no accuracy ('acc'): choose a multiple-choice task")
-    questions = int(next(count["effective"] for task, count in found["n-samples"].items() if task == metrics["alias"]))
-    return TaskResult(values["acc"], values.get("acc_stderr"), questions, values)
+    return TaskResult(values["acc"], values.get("acc_stderr"), int(questions), values)

@@ -14,6 +14,8 @@ from megalit.scaling.laws import Array, PowerLaw
 
 # Steeper than anything a loss does; at this exponent the law has reached its asymptote at the second point.
 MAX_EXPONENT = 10.0
+# An asymptote of no more nats is 0, its bound.
+AT_BOUND = 1e-9
 # Two-sided share of the bootstrap that an interval holds.
 CONFIDENCE = 0.95
 Engine = Literal["multi_start", "variable_projection"]
@@ -291,7 +293,7 @@ def _remarks(fit: PowerLawFit) -> list[str]:
         said.append(f"bad fit: the points lie {typical:.3g} nats from the law on average, of a range of {span:.3g}")
     if law.A * law.B == 0 or law.predict(float(x.min())) - law.predict(float(x.max())) < 1e-9:
         return [*said, "flat: the losses do not fall with x, so the asymptote is their mean"]
-    if law.C <= 1e-9:
+    if law.C <= AT_BOUND:
         said.append("the asymptote is at its bound 0: the points do not show where the loss levels off")
     if law.B > MAX_EXPONENT * 0.999:
         said.append(f"B is at its bound {MAX_EXPONENT:g}: after the first point the loss no longer falls")

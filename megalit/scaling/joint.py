@@ -8,7 +8,7 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.scaling.engines import Objective
-from megalit.scaling.fitting import Interval, PowerLawFit, fit_power_law, refit, with_remarks
+from megalit.scaling.fitting import AT_BOUND, Interval, PowerLawFit, fit_power_law, refit, with_remarks
 from megalit.scaling.laws import Array
 
 
@@ -68,7 +68,8 @@ def joint_asymptote(
         bootstrap, seed, huber: as for :func:`megalit.scaling.fitting.fit_power_law`.
 
     Raises:
-        UserError: an axis that a point lacks, or too few points for one of the laws; the message names where.
+        UserError: an axis that a point lacks, or too few points for one of the laws, or an inner law without an
+            asymptote above 0; the message names where.
     """
     for axis in axes:
         missing = sum(axis not in point for point in points)
@@ -94,6 +95,13 @@ def _joint(
                 {**settings, "seed": settings["seed"] * 1009 + number + 1},
                 f"{place}{axis} = {value:g}, ",
             )
+        for value, found in inner.items():
+            if found.asymptote <= AT_BOUND:
+                raise UserError(
+                    f"{place}{axis} = {value:g}: the law over {found.axis} has its asymptote at its bound 0, because "
+                    f"the losses do not level off, so it gives the law over {axis} no point: add runs with a larger "
+                    f"{found.axis}, or leave {axis} = {value:g} out"
+                )
         values, losses = list(inner), [fit.asymptote for fit in inner.values()]
     try:
         fit = fit_power_law(values, losses, **settings)

@@ -38,7 +38,7 @@ class Ledger:
 
 
 def read_ledger(paths: Sequence[Path]) -> Ledger:
-    """Read the records of run folders, or of all run folders anywhere below the given ones.
+    """Read the records of run folders, or of all run folders anywhere below the given ones, each run once.
 
     Raises:
         UserError: no path given, or not one readable record in all of them; the first problem is named.
@@ -47,6 +47,7 @@ def read_ledger(paths: Sequence[Path]) -> Ledger:
         raise UserError("no runs are named: give run folders, or a folder that holds them")
     records: dict[Path, RunRecord] = {}
     problems = []
+    seen: set[Path] = set()
     for path in paths:
         # A run's folder may hold others, an ensemble's members for example.
         found = [file.parent for file in sorted(path.rglob(FILE))]
@@ -54,6 +55,10 @@ def read_ledger(paths: Sequence[Path]) -> Ledger:
             reason = f"holds no record of a run ({FILE})" if path.exists() else "does not exist"
             problems.append(f"{path} {reason}")
         for folder in found:
+            # One run may be named in several ways, relative and absolute.
+            if folder.resolve() in seen:
+                continue
+            seen.add(folder.resolve())
             try:
                 records[folder] = read_record(folder)
             except UserError as error:

@@ -7,7 +7,7 @@ Counts are over the texts in the stores' own tokenizer, without BOS, EOS and mar
 adding s to the count of every token id of the vocabulary: p(v) = (count(v) + s) / (tokens + s * vocabulary).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from megalit.errors import UserError
+from megalit.streams.pieces import LITERALS
 from megalit.streams.store import TokenStore
 from megalit.streams.stream import Stream
 
 Counts = npt.NDArray[Any]
+# Told how many tokens are counted, and the word for them.
+Progress = Callable[[int, str], None]
 _CHUNK = 1 << 22
 # Distinct n-grams are counted by 64-bit hashes; beyond this many tokens only the first ones are read.
 _NGRAM_TOKENS = 1 << 25
@@ -70,7 +73,12 @@ class Comparison:
     smoothing: float
 
 
-def unigrams_of_stores(name: str, stores: Iterable[TokenStore], orders: tuple[int, ...] = (2, 3)) -> Unigrams:
+def unigrams_of_stores(
+    name: str,
+    stores: Iterable[TokenStore],
+    orders: tuple[int, ...] = (2, 3),
+    progress: Progress = lambda count, unit: None,
+) -> Unigrams:
     """Unigrams of all items of some stores.
 
     Raises:
@@ -82,25 +90,46 @@ def unigrams_of_stores(name: str, stores: Iterable[TokenStore], orders: tuple[in
         raise UserError(f"{name} has no tokens, or stores of different vocabularies: name stores of one data set")
     counts = np.zeros(sizes.pop(), dtype=np.int64)
     lengths = [store.items(["tokens"]).column(0).to_numpy() for store in found]
+    # Chunks of tokens are copied nowhere but into the sample for n-grams.
+    sample: list[Counts] = []
+    read = sampled = 0
     for store in found:
         for buffer in store.buffers:
+            if sampled < _NGRAM_TOKENS:
+                sample.append(buffer[: _NGRAM_TOKENS - sampled])
+                sampled += len(sample[-1])
             for begin in range(0, len(buffer), _CHUNK):
-                counts += np.bincount(buffer[begin : begin + _CHUNK], minlength=len(counts))
-    tokens = np.concatenate([buffer[:_NGRAM_TOKENS] for store in found for buffer in store.buffers])[:_NGRAM_TOKENS]
+                part = buffer[begin : begin + _CHUNK]
+                counts += np.bincount(part, minlength=len(counts))
+                read += len(part)
+                progress(read, "tokens")
+    tokens = np.concatenate(sample)
     joined = np.concatenate(lengths)
     distinct = {n: _distinct(tokens, joined, n) for n in orders}
     return Unigrams(name, counts, joined, distinct, len(tokens))
 
 
-def unigrams_of_stream(stream: Stream, vocabulary: int, orders: tuple[int, ...] = (2, 3)) -> Unigrams:
+def unigrams_of_stream(
+    stream: Stream,
+    vocabulary: int,
+    orders: tuple[int, ...] = (2, 3),
+    progress: Progress = lambda count, unit: None,
+) -> Unigrams:
     """Unigrams of one epoch of a stream; its items are the texts that its ordering places."""
     table = stream.tables.table
-    rows = np.asarray(stream.packed(0).rows)
-    texts = rows[table.document[rows] >= 0]
+    packed = stream.packed(0)
+    rows = np.asarray(packed.rows)
+    texts = rows[rows >= LITERALS]
     counts = np.zeros(vocabulary, dtype=np.int64)
-    for row, times in zip(*(column.tolist() for column in np.unique(texts, return_counts=True)), strict=True):
-        found = np.bincount(table.read(row))
-        counts[: len(found)] += times * found
+    chunk = np.empty((1, min(_CHUNK, packed.tokens)), dtype=np.int32)
+    for begin in range(0, packed.tokens, _CHUNK):
+        end = min(begin + _CHUNK, packed.tokens)
+        packed.fill(chunk, np.array([0]), np.array([begin]), np.array([end]))
+        counts += np.bincount(chunk[0, : end - begin], minlength=vocabulary)
+        progress(end, "tokens")
+    # Markers stand between the texts; the same ids inside a text stay counted.
+    for row, times in enumerate(np.bincount(rows[rows < LITERALS]).tolist()):
+        counts -= times * np.bincount(table.read(row), minlength=vocabulary)
     lengths = table.length[texts].astype(np.int64)
     few = texts[np.cumsum(lengths) <= _NGRAM_TOKENS]
     tokens = np.concatenate([table.read(row) for row in few.tolist()]) if len(few) else np.zeros(0, dtype=np.int64)

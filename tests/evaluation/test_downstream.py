@@ -126,6 +126,20 @@ def test_benchmarks_from_local_files_are_those_of_lm_evals_own_model(data_set: D
     assert {result.accuracy for result in ours.values()} != {0.0}
 
 
+def test_a_task_may_have_another_name_for_tables(data_set: DataSet, tmp_path: Path) -> None:
+    import lm_eval.tasks
+
+    files = question_files(data_set, tmp_path)
+    (piqa,) = Path(lm_eval.tasks.__file__).parent.rglob("piqa.yaml")
+    own = tmp_path / "renamed.yaml"
+    own.write_text(json.dumps({"include": str(piqa), "task": "own_piqa", "task_alias": "piqa, renamed"}))
+    model = MegalitLM([build()], data_set.tokenizer, LENGTH)
+    renamed = evaluate_tasks(model, [str(own)], {str(own): files["piqa"]})[str(own)]
+    plain = evaluate_tasks(model, ["piqa"], {"piqa": files["piqa"]})["piqa"]
+    assert renamed.questions == 7
+    assert renamed.metrics == pytest.approx(plain.metrics)
+
+
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_an_ensemble_answers_with_its_members_average(data_set: DataSet, tmp_path: Path, average: Any) -> None:
     models = [build(seed) for seed in (1, 2, 3)]

@@ -267,3 +267,10 @@ def test_a_law_that_lacks_points_says_where() -> None:
         joint_asymptote([points[i] for i in short], [losses[i] for i in short], ("K", "N", "D"), bootstrap=0)
     with pytest.raises(UserError, match="80 of 80 points have no G"):
         joint_asymptote(points, losses, ("K", "G"))
+
+
+def test_an_inner_law_without_an_asymptote_is_named_as_that() -> None:
+    points = [{"K": float(K), "N": N} for N in (0.15, 0.3, 0.6, 1.4) for K in MEMBERS]
+    losses = [5 - 0.8 * p["K"] if p["N"] == 0.3 else 0.3 / p["K"] + 0.05 / p["N"] + 3.0 for p in points]
+    with pytest.raises(UserError, match=r"^N = 0.3: the law over K has its asymptote at its bound 0.*larger K"):
+        joint_asymptote(points, losses, ("K", "N"), bootstrap=0)

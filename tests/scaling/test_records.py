@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megalit.errors import UserError
+from megalit.scaling.ledger import read_ledger
 from megalit.scaling.plots import loss_curve
 from megalit.scaling.records import CurvePoint, RunRecord, bits_per_byte, read_record
 
@@ -75,3 +76,15 @@ def test_bits_per_byte_of_a_uniform_byte_model() -> None:
 def test_the_loss_curve_is_a_picture(record: RunRecord, tmp_path: Path) -> None:
     loss_curve(record, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_a_run_that_is_named_in_several_ways_is_one_run(
+    record: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        record.write(tmp_path / "runs" / name)
+    (tmp_path / "link").symlink_to(tmp_path / "runs" / "a")
+    monkeypatch.chdir(tmp_path)
+    named = [Path("runs/a"), tmp_path / "runs" / "a", Path("runs/../runs"), Path("link")]
+    assert list(read_ledger(named).records) == [Path("runs/a"), Path("runs/../runs/b")]

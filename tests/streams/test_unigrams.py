@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from data_sets import DataSet
 from scipy.stats import entropy
 
 from megalit.errors import UserError
-from megalit.streams import StitchedStream
+from megalit.streams import LatentThoughtStream, StitchedStream
 from megalit.streams.store import TokenStore
 from megalit.streams.unigrams import (
     compare,
@@ -35,6 +36,54 @@ def test_counts_lengths_and_ngrams_of_stores(data_set: DataSet) -> None:
     for n in (2, 3):
         grams = [tuple(text[at : at + n]) for text in texts for at in range(len(text) - n + 1)]
         assert found.distinct[n] == pytest.approx(len(set(grams)) / len(grams), abs=1e-12)
+
+
+def test_the_sample_for_ngrams_is_no_larger_than_its_limit(data_set: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many stores and chunks there are: what is joined to one array is the first tokens."""
+    stores = [data_set.stores.real, *data_set.stores.generations]
+    limit = stores[0].manifest.tokens + 100
+    assert limit < sum(store.manifest.tokens for store in stores)
+    whole = unigrams_of_stores("all", stores)
+    monkeypatch.setattr("megalit.streams.unigrams._NGRAM_TOKENS", limit)
+    joined: list[int] = []
+    concatenate = np.concatenate
+
+    def watched(arrays: Any, *others: Any) -> Any:
+        joined.append(sum(map(len, arrays)))
+        return concatenate(arrays, *others)
+
+    monkeypatch.setattr(np, "concatenate", watched)
+    found = unigrams_of_stores("all", stores)
+    assert max(joined) == found.sampled == limit
+    assert np.array_equal(found.counts, whole.counts)
+    tokens = np.array([token for store in stores for text in items(store) for token in text][:limit])
+    assert found.distinct[2] == pytest.approx(plain_distinct(tokens, whole.lengths, 2), abs=1e-12)
+
+
+def plain_distinct(tokens: Any, lengths: Any, n: int) -> float:
+    """Distinct n-grams over all, one by one; the last item is cut where the tokens end."""
+    texts = [text.tolist() for text in np.split(tokens, np.cumsum(lengths)[np.cumsum(lengths) < len(tokens)])]
+    grams = [tuple(text[at : at + n]) for text in texts for at in range(len(text) - n + 1)]
+    return len(set(grams)) / len(grams)
+
+
+def test_a_stream_is_counted_in_chunks_without_its_markers(data_set: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that end within pieces and within markers, for a stream with all kinds of markers."""
+    data = LatentThoughtStream(
+        stores=str(data_set.folder), context_length=32, global_batch=4, total_tokens=5000, seed=0
+    )
+    data.setup("fit")
+    for stream in data.mixture.streams:
+        table, rows = stream.tables.table, stream.packed(0).rows.tolist()
+        expected = Counter(token for row in rows if table.document[row] >= 0 for token in table.read(row).tolist())
+        monkeypatch.setattr("megalit.streams.unigrams._CHUNK", 97)
+        told: list[int] = []
+        found = unigrams_of_stream(
+            stream, data.mixture.plan.vocabulary_size, progress=lambda count, unit, told=told: told.append(count)
+        )
+        assert {token: int(count) for token, count in enumerate(found.counts) if count} == expected
+        assert told == [*range(97, stream.tokens, 97), stream.tokens]
+    data.mixture.forget_plans()
 
 
 def test_a_stitched_stream_has_the_tokens_of_its_documents_and_generations(data_set: DataSet) -> None:
