@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from results import Result, Results
+from scipy.stats import t
 from table import GROUPS, TUNED, Run
 
 from megalit.files import write_atomic
@@ -26,17 +27,16 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         f"# Results so far, scale `{scale}`",
         "",
         "Written by run.py from the records beside it. Losses are of the held-out passages, in nats per token;",
-        "the last column is the difference from the tuned run of the same stream at G = 4 (or real only).",
+        "the last column is the difference from the tuned run of the same stream (`steps`: from its first run).",
         "",
-        *_noise(results, tuned.values()),
+        *_noise(results, tuned),
     ]
     shown = set()
     for name, group in GROUPS.items():
-        runs = [run for run in group(tuned, results.loss) if run.name in results]
-        if name != "key":
-            runs = [run for run in runs if run not in tuned.values()]
+        runs = [run for run in group(tuned) if run.name in results]
         if runs:
-            lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *_table(results, runs, tuned), ""]
+            control = next(group(tuned)) if name == "steps" else None
+            lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *_table(results, runs, tuned, control), ""]
         shown |= {run.name for run in runs}
     others = [result for name, result in results.items() if name not in shown]
     if others:
@@ -49,10 +49,10 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
     write_atomic(folder / "results.md", lambda file: file.write("\n".join(lines).encode()))
 
 
-def _table(results: Results, runs: Iterable[Run], tuned: Any) -> list[str]:
+def _table(results: Results, runs: Iterable[Run], tuned: Any, control: Run | None) -> list[str]:
     rows = []
     for run in runs:
-        reference = results.loss(tuned[run.stream])
+        reference = results.loss(control or tuned[run.stream])
         rows.append((results[run.name], None if reference is None else results[run.name].loss - reference))
     return _rows(rows)
 
@@ -86,24 +86,35 @@ def noise(results: Results) -> tuple[float, int] | None:
     return math.sqrt(sum((len(losses) - 1) * stdev(losses) ** 2 for losses in several) / freedom), freedom
 
 
-def _noise(results: Results, runs: Iterable[Run]) -> list[str]:
+def _noise(results: Results, tuned: Any) -> list[str]:
     found = noise(results)
     if found is None:
         return ["No setting has been run with several seeds yet, so the noise is not known.", ""]
     deviation, freedom = found
     lines = [
         f"Standard deviation between seeds: {deviation:.4f} (pooled, {freedom} degrees of freedom). Two single runs",
-        f"differ by more than chance (95%) from about {2.8 * deviation:.3f} on, if it is known that well.",
+        f"differ by more than chance (95%, Student's t) from {math.sqrt(2) * float(t.ppf(0.975, freedom)) * deviation:.3f} on.",
         "",
         "| recipe | seeds | mean loss | standard deviation |",
         "|---|---|---|---|",
     ]
-    for run in runs:
+    for run in tuned.values():
         losses = of_seeds(results, run)
         if losses:
             spread = f"{stdev(losses):.4f}" if len(losses) > 1 else ""
             lines.append(f"| {run.recipe} | {len(losses)} | {mean(losses):.4f} | {spread} |")
-    return [*lines, ""]
+    return [*lines, "", *_paired(results, tuned)]
+
+
+def _paired(results: Results, tuned: Any) -> list[str]:
+    """Differences within each seed: what seeds have in common falls out."""
+    lines = []
+    for first, second in (("simple", "real"), ("stitched", "real"), ("stitched", "simple")):
+        pairs = [[results.loss(replace(tuned[stream], seed=seed)) for stream in (first, second)] for seed in range(10)]
+        differences = [f"{a - b:+.4f}" for a, b in pairs if a is not None and b is not None]
+        if differences:
+            lines.append(f"- {tuned[first].recipe} minus {tuned[second].recipe}, by seed: {', '.join(differences)}")
+    return [*lines, ""] if lines else []
 
 
 def _baseline(results: Results) -> tuple[list[int], list[float]]:
@@ -157,7 +168,7 @@ def _draw(results: Results, tuned: Any) -> Any:
     of_g.set_xlabel("G (generations of a document)")
     for stream in ("real", *STREAMS):
         points = {1024: of_seeds(results, tuned[stream])}
-        for run in GROUPS["window"](tuned, results.loss):
+        for run in GROUPS["window"](tuned):
             if run.stream == stream:
                 points[int(run.settings["data.context_length"])] = of_seeds(results, run)
         _line(of_window, tuned[stream].recipe, sorted(points.items()))
@@ -170,11 +181,15 @@ def _draw(results: Results, tuned: Any) -> Any:
             own = results[tuned["real"].name].real_tokens
             of_data.scatter([own], [mean(reached)], label=tuned[stream].recipe, zorder=3)
     of_data.set_xlabel("unique real tokens")
-    for axes in (of_g, of_window, of_data):
-        axes.set_xscale("log", base=2)
+    for axes, places in ((of_g, (1, 2, 4, 8, 11)), (of_window, (256, 512, 1024, 2048)), (of_data, None)):
+        axes.set_xscale("log")
+        if places:
+            axes.set_xticks(places, [str(place) for place in places])
+            axes.minorticks_off()
         axes.set_ylabel("loss (nats per token)")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
     return figure
 
 

@@ -55,7 +55,7 @@ def passages(tmp_path: Path) -> Path:
 
 def all_runs(table: ModuleType, scale: str) -> list[Any]:
     tuned = table.TUNED[scale]
-    return [run for group in table.GROUPS.values() for run in group(tuned, lambda run: None)]
+    return [run for group in table.GROUPS.values() for run in group(tuned)]
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
@@ -71,7 +71,7 @@ def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
 def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale: str) -> None:
     table = experiment.table
     for name in ("generations", "order", "window", "seeds", "mixes", "steps"):
-        for run in table.GROUPS[name](table.TUNED[scale], lambda run: None):
+        for run in table.GROUPS[name](table.TUNED[scale]):
             tuned = table.TUNED[scale][run.stream]
             assert read_passes(run) == pytest.approx(read_passes(tuned)), run.name
 
@@ -114,7 +114,7 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
             table.TUNED["small"]["stitched"], epochs=1, change="real first", settings={"data.real_document": "first"}
         ),
     ]
-    monkeypatch.setitem(table.GROUPS, "two", lambda tuned, loss: iter(two))
+    monkeypatch.setitem(table.GROUPS, "two", lambda tuned: iter(two))
     trained: list[str] = []
 
     def in_this_process(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -124,7 +124,7 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
         cli_fit(command[command.index("fit") + 1 :])
         return subprocess.CompletedProcess(command, 0)
 
-    monkeypatch.setattr(run.subprocess, "run", in_this_process)
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_this_process))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)
     settings: dict[str, Any] = {
