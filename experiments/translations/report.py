@@ -91,9 +91,10 @@ def _noise(results: Results, tuned: Any) -> list[str]:
     if found is None:
         return ["No setting has been run with several seeds yet, so the noise is not known.", ""]
     deviation, freedom = found
+    chance = math.sqrt(2) * deviation * float(t.ppf(0.975, freedom))
     lines = [
         f"Standard deviation between seeds: {deviation:.4f} (pooled, {freedom} degrees of freedom). Two single runs",
-        f"differ by more than chance (95%, Student's t) from {math.sqrt(2) * float(t.ppf(0.975, freedom)) * deviation:.3f} on.",
+        f"differ by more than chance (95%, Student's t) from {chance:.3f} on.",
         "",
         "| recipe | seeds | mean loss | standard deviation |",
         "|---|---|---|---|",
