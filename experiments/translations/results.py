@@ -1,14 +1,16 @@
 """Small records of finished runs, which are committed: a run with a record is not trained again."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from table import Run
 
 from megalit.errors import UserError
-from megalit.files import read_json, write_json
+from megalit.files import fingerprint, read_json, write_json
 from megalit.scaling.records import RunRecord, read_record
 
 # Points of a training curve that a record keeps.
@@ -118,12 +120,6 @@ class Results(Mapping[str, Result]):
 
 def setup_fingerprint(passages: Path, configs: list[Path]) -> str:
     """Fingerprint of the passages and of the base configuration, comments left out."""
-    import hashlib
-
-    import yaml
-
-    from megalit.files import fingerprint
-
     with passages.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     parts: list[Any] = [content, *(yaml.safe_load(path.read_text()) for path in configs)]
