@@ -13,15 +13,22 @@ from results import Result, Results
 from scipy.stats import t
 from table import GROUPS, TUNED, Run
 
+from megalit.errors import UserError
 from megalit.files import write_atomic
 
 STREAMS = ("simple", "stitched")
+# More than the table asks for.
+SEEDS = 10
 
 
 def write_report(results: Results, scale: str, folder: Path) -> None:
-    """Write ``results.md`` and ``results.png`` into ``folder``, as far as there are records."""
+    """Write ``results.md`` and ``results.png`` into ``folder``.
+
+    Raises:
+        UserError: there is no record yet.
+    """
     if not results:
-        return
+        raise UserError(f"{folder} holds no records yet: train some runs with --passages")
     tuned = TUNED[scale]
     lines = [
         f"# Results so far, scale `{scale}`",
@@ -41,11 +48,10 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
     others = [result for name, result in results.items() if name not in shown]
     if others:
         lines += ["## Runs from earlier settings", "", *_rows([(result, None) for result in others]), ""]
-    lines += [*_efficiency(results, tuned)]
+    lines += _efficiency(results, tuned)
+    lines += ["![losses](results.png)", ""]
     figure = _draw(results, tuned)
-    if figure is not None:
-        lines += ["![losses](results.png)", ""]
-        write_atomic(folder / "results.png", lambda file: figure.savefig(file, format="png"))
+    write_atomic(folder / "results.png", lambda file: figure.savefig(file, format="png"))
     write_atomic(folder / "results.md", lambda file: file.write("\n".join(lines).encode()))
 
 
@@ -70,7 +76,7 @@ def _rows(rows: Iterable[tuple[Result, float | None]]) -> list[str]:
 
 def of_seeds(results: Results, run: Run) -> list[float]:
     """Losses of a run with all seeds that there are."""
-    losses = (results.loss(replace(run, seed=seed)) for seed in range(10))
+    losses = (results.loss(replace(run, seed=seed)) for seed in range(SEEDS))
     return [loss for loss in losses if loss is not None]
 
 
@@ -111,7 +117,9 @@ def _paired(results: Results, tuned: Any) -> list[str]:
     """Differences within each seed: what seeds have in common falls out."""
     lines = []
     for first, second in (("simple", "real"), ("stitched", "real"), ("stitched", "simple")):
-        pairs = [[results.loss(replace(tuned[stream], seed=seed)) for stream in (first, second)] for seed in range(10)]
+        pairs = [
+            [results.loss(replace(tuned[stream], seed=seed)) for stream in (first, second)] for seed in range(SEEDS)
+        ]
         differences = [f"{a - b:+.4f}" for a, b in pairs if a is not None and b is not None]
         if differences:
             lines.append(f"- {tuned[first].recipe} minus {tuned[second].recipe}, by seed: {', '.join(differences)}")

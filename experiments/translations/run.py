@@ -71,7 +71,8 @@ def main(
         result = known.add(run, place)
         console.print(f"{run.name}: {result.loss:.4f} nats per token")
         write_report(known, scale, folder)
-    write_report(known, scale, folder)
+    else:
+        console.print(f"no run is left: the report is {folder / 'results.md'}")
 
 
 def table(groups: Sequence[str], scale: str, known: Results) -> Iterator[tuple[str, Run]]:
