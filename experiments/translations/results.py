@@ -1,0 +1,126 @@
+"""Small records of finished runs, which are committed: a run with a record is not trained again."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from table import Run
+
+from megalit.errors import UserError
+from megalit.files import fingerprint, read_json, write_json
+from megalit.scaling.records import RunRecord, read_record
+
+# Points of a training curve that a record keeps.
+POINTS = 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is kept of a run.
+
+    Attributes:
+        name, arguments: the run's, as in the table.
+        setup: fingerprint of everything else: passages and base configuration.
+        loss: of the held-out passages after the last step, nats per token.
+        bits_per_byte: the same loss.
+        tokens: trained on, of all streams.
+        epochs: of each stream.
+        synthetic_share: of the tokens trained on.
+        real_tokens: unique tokens of the real documents.
+        parameters: total, and without embeddings and head.
+        seeds: of model and data.
+        curve: (tokens, mean training loss since the point before).
+        commit: of the program.
+    """
+
+    name: str
+    arguments: list[str]
+    setup: str
+    loss: float
+    bits_per_byte: float
+    tokens: int
+    epochs: dict[str, float]
+    synthetic_share: float
+    real_tokens: int
+    parameters: dict[str, int]
+    seeds: dict[str, int]
+    curve: list[tuple[int, float]]
+    commit: str | None
+
+
+def compact(run: Run, setup: str, record: RunRecord) -> Result:
+    """What is kept of a finished run's record."""
+    training = record.training_curve
+    step = max(1, len(training) // POINTS)
+    curve = [training[at : at + step] for at in range(0, len(training), step)]
+    return Result(
+        name=run.name,
+        arguments=run.arguments(),
+        setup=setup,
+        loss=round(record.losses["iid"]["nats_per_token"], 5),
+        bits_per_byte=round(record.losses["iid"]["bits_per_byte"], 5),
+        tokens=sum(record.tokens_seen.values()),
+        epochs={name: round(epochs, 3) for name, epochs in record.epochs.items()},
+        synthetic_share=round(record.synthetic_share, 4),
+        real_tokens=record.unique_real_tokens,
+        parameters=record.parameters,
+        seeds=record.seeds,
+        curve=[(part[-1].tokens, round(sum(p.losses["train"] for p in part) / len(part), 4)) for part in curve],
+        commit=record.environment["git_commit"],
+    )
+
+
+class Results(Mapping[str, Result]):
+    """The records in one folder, by the runs' names; those of another setup are refused.
+
+    Raises:
+        UserError: a record was made from other passages or another base configuration.
+    """
+
+    def __init__(self, folder: Path, setup: str | None) -> None:
+        self.folder = folder
+        self.setup = setup
+        self._results: dict[str, Result] = {}
+        for path in sorted(folder.glob("*.json")):
+            result = Result(**read_json(path))
+            self.setup = self.setup or result.setup
+            if result.setup != self.setup:
+                raise UserError(
+                    f"{path} was made from other passages or another base configuration: choose another --results"
+                )
+            self._results[result.name] = result
+
+    def add(self, run: Run, folder: Path) -> Result:
+        """Keep what matters of the finished run in a run folder."""
+        assert self.setup is not None
+        record = read_record(folder)
+        if record.status != "finished":
+            raise UserError(f"the run in {folder} has not finished: give the same command again")
+        result = compact(run, self.setup, record)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / f"{run.name}.json", asdict(result))
+        self._results[run.name] = result
+        return result
+
+    def loss(self, run: Run) -> float | None:
+        return self._results[run.name].loss if run.name in self._results else None
+
+    def __getitem__(self, name: str) -> Result:
+        return self._results[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+
+def setup_fingerprint(passages: Path, configs: list[Path]) -> str:
+    """Fingerprint of the passages and of the base configuration, comments left out."""
+    with passages.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    parts: list[Any] = [content, *(yaml.safe_load(path.read_text()) for path in configs)]
+    return fingerprint(parts)

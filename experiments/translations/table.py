@@ -1,0 +1,206 @@
+"""The runs of the experiment: what each is, and in which order they are worth their cost.
+
+A group answers one question and lists its runs; the driver takes the groups in order and leaves out what has a
+record. Within a comparison all runs train on the same number of tokens.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+StreamName = Literal["real", "simple", "stitched"]
+CLASSES = {"real": "RealStream", "simple": "SimpleStream", "stitched": "StitchedStream"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what differs from the base configuration.
+
+    Attributes:
+        stream: the real documents alone, or beside a synthetic stream.
+        epochs: how often the separate real stream is read.
+        generations: of each document, drawn for each document by seed.
+        mix: share of windows from the synthetic stream.
+        seed: of model and data together.
+        change: name of what else is different.
+        settings: that difference, as settings of ``megalit fit``.
+    """
+
+    stream: StreamName
+    epochs: float
+    learning_rate: float
+    weight_decay: float
+    generations: int = 0
+    mix: float = 0.75
+    seed: int = 0
+    change: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def recipe(self) -> str:
+        """Stream and number of generations, such as ``stitched-4``."""
+        return self.stream if self.stream == "real" else f"{self.stream}-{self.generations}"
+
+    @property
+    def name(self) -> str:
+        """All that makes the run, as the name of its folder and record."""
+        parts = [self.recipe, f"e{self.epochs:g}", f"lr{self.learning_rate:g}", f"wd{self.weight_decay:g}"]
+        if self.stream != "real" and self.mix != 0.75:
+            parts.append(f"mix{self.mix:g}")
+        if self.change:
+            parts.append(self.change.replace(", ", "_").replace(" ", "-"))
+        if self.seed:
+            parts.append(f"seed{self.seed}")
+        return "_".join(parts)
+
+    def arguments(self) -> list[str]:
+        """What ``megalit fit`` gets besides the base configuration."""
+        settings = {
+            "data": CLASSES[self.stream],
+            "data.real_epochs": f"{self.epochs:g}",
+            "model.learning_rate": f"{self.learning_rate:g}",
+            "model.weight_decay": f"{self.weight_decay:g}",
+            "seed_everything": str(self.seed),
+        }
+        if self.stream != "real":
+            settings["data.generations"] = str(self.generations)
+            settings["data.draw"] = "drawn"
+            settings["data.synthetic_fraction"] = f"{self.mix:g}"
+        return [f"--{key}={value}" for key, value in {**settings, **self.settings}.items()]
+
+
+# The settings at which streams are compared: the best that the groups `epochs` and `rates` found at each scale.
+TUNED: dict[str, dict[StreamName, Run]] = {
+    "small": {
+        "real": Run("real", 16, 1e-2, 0.4),
+        "simple": Run("simple", 4, 1e-2, 0.4, generations=4),
+        "stitched": Run("stitched", 4, 1e-2, 0.4, generations=4),
+    },
+    # Not searched yet: near the paper's settings for its smallest model and G = 4.
+    "full": {
+        "real": Run("real", 16, 3e-3, 0.8),
+        "simple": Run("simple", 4, 3e-3, 0.8, generations=4),
+        "stitched": Run("stitched", 4, 3e-3, 0.4, generations=4),
+    },
+}
+
+# The steps of each axis of a search, as in the paper.
+GRID: dict[str, tuple[float, ...]] = {
+    "epochs": (1, 2, 4, 8, 16, 32, 64),
+    "learning_rate": (1e-3, 3e-3, 1e-2, 3e-2),
+    "weight_decay": (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
+}
+
+Tuned = Mapping[StreamName, Run]
+Group = Callable[[Tuned], Iterator[Run]]
+
+
+def key(tuned: Tuned) -> Iterator[Run]:
+    """Real only, simple and stitched at G = 4, tuned."""
+    yield from tuned.values()
+
+
+def epochs(tuned: Tuned) -> Iterator[Run]:
+    """Is the best number of real epochs the same with synthetic data?"""
+    for run in tuned.values():
+        yield from neighbours(run, "epochs")
+
+
+def rates(tuned: Tuned) -> Iterator[Run]:
+    """Are learning rate and weight decay better than their neighbours?"""
+    for axis in ("learning_rate", "weight_decay"):
+        for run in tuned.values():
+            yield from neighbours(run, axis)
+
+
+def neighbours(run: Run, axis: str) -> Iterator[Run]:
+    """One step down and one step up; at a grid's edge there is one neighbour only."""
+    grid = GRID[axis]
+    place = grid.index(getattr(run, axis))
+    for near in (place - 1, place + 1):
+        if 0 <= near < len(grid):
+            yield replace(run, **{axis: grid[near]})
+
+
+def seeds(tuned: Tuned) -> Iterator[Run]:
+    """How much does the loss differ between seeds?"""
+    for seed in (1, 2):
+        for run in tuned.values():
+            yield replace(run, seed=seed)
+
+
+def generations(tuned: Tuned) -> Iterator[Run]:
+    """Is the loss monotone in G?"""
+    for count in (11, 1, 8, 2):
+        for stream in ("simple", "stitched"):
+            yield replace(tuned[stream], generations=count)
+
+
+def order(tuned: Tuned) -> Iterator[Run]:
+    """Where does the real document belong in its megadoc?"""
+    for place in ("first", "absent"):
+        yield changed(tuned["stitched"], f"real {place}", {"data.real_document": place})
+
+
+def window(tuned: Tuned) -> Iterator[Run]:
+    """Does stitching gain with the ratio of window to document?"""
+    for length in (256, 2048, 512):
+        for stream in ("simple", "stitched", "real"):
+            yield changed(tuned[stream], f"window {length}", {"data.context_length": str(length)})
+
+
+def subsets(tuned: Tuned) -> Iterator[Run]:
+    """What is more real data worth? Nested sets of documents, real only."""
+    for fraction in (0.25, 0.0625, 0.5, 1.0):
+        yield changed(tuned["real"], f"fraction {fraction:g}", {"data.real_fraction": f"{fraction:g}"})
+
+
+def mixes(tuned: Tuned) -> Iterator[Run]:
+    """Does too large a synthetic share overfit? The number of training tokens stays the same."""
+    for mix, share in ((0.5, 2.0), (0.9, 0.4)):
+        for stream in ("stitched", "simple"):
+            run = tuned[stream]
+            yield replace(run, mix=mix, epochs=run.epochs * share)
+
+
+def steps(tuned: Tuned) -> Iterator[Run]:
+    """One change each, against a stitched run in the paper's order of epochs."""
+    run = tuned["stitched"]
+    paper = changed(run, "paper order", {"data.epoch_order": "paper"})
+    yield paper
+    # Documents permuted anew each epoch, which is the default, and inside a megadoc its generations, too.
+    yield run
+    yield changed(run, "megadoc order drawn", {"data.megadoc_order": "drawn"})
+    falling, rising = (json.dumps([_phase(first), _phase(2 * run.mix - first)]) for first in (0.9, 0.6))
+    steps: dict[str, dict[str, str]] = {
+        "muon": {"model.optimizer.name": "muon"},
+        "weight averaging": {"trainer.callbacks+": "EMAWeightAveraging", "trainer.callbacks.decay": "0.99"},
+        "synthetic first": {"data.phases": falling},
+        "synthetic last": {"data.phases": rising},
+        "decay rising": {"model.final_weight_decay": f"{2 * run.weight_decay:g}"},
+        "decay falling": {"model.final_weight_decay": "0"},
+        "dropout": {"model.regularization.dropout": "0.1"},
+        "stochastic depth": {"model.regularization.stochastic_depth": "0.1"},
+        "wsd": {"model.schedule.name": "wsd"},
+    }
+    for name, settings in steps.items():
+        yield changed(paper, name, settings)
+
+
+def _phase(fraction: float) -> dict[str, float]:
+    """Half of the run with that share of windows from the synthetic stream."""
+    return {"share": 0.5, "synthetic_fraction": round(fraction, 3)}
+
+
+def changed(run: Run, name: str, settings: Mapping[str, str]) -> Run:
+    """The run with one more change."""
+    names = f"{run.change}, {name}" if run.change else name
+    return replace(run, change=names, settings={**run.settings, **settings})
+
+
+# Cheapest and most informative first.
+GROUPS: dict[str, Group] = {
+    function.__name__: function
+    for function in (key, epochs, seeds, generations, order, window, steps, subsets, rates, mixes)
+}

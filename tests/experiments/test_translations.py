@@ -1,0 +1,161 @@
+"""The experiment on translations: its table holds together, and its driver goes on where it stopped."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from data_sets import make_rows, write_jsonl
+
+from megalit import cli
+from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
+from megalit.errors import UserError
+
+HERE = Path(__file__).parents[2] / "experiments" / "translations"
+
+# A base configuration's place in seconds: everything small, nothing compiled.
+TINY = """
+prepare:
+  corpus: {validation_fraction: 0.3}
+  tokenizer: {vocabulary_size: 300}
+data:
+  init_args: {real_fraction: 1.0, context_length: 32, global_batch_tokens: 256}
+model:
+  shape: nano
+  compile: false
+trainer: {accelerator: cpu, precision: 32-true}
+"""
+
+
+@pytest.fixture
+def experiment(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The experiment's modules, which lie in no package."""
+    monkeypatch.syspath_prepend(str(HERE))
+    for name in ("run", "table", "results", "report"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import report
+    import results
+    import run
+    import table
+
+    return SimpleNamespace(run=run, table=table, results=results, report=report)
+
+
+@pytest.fixture
+def passages(tmp_path: Path) -> Path:
+    rows = make_rows(40)
+    for number, row in enumerate(rows):
+        row["id"] = f"Book {number // 4}:{number % 4}"
+    return write_jsonl(tmp_path / "passages.jsonl", rows)
+
+
+def all_runs(table: ModuleType, scale: str) -> list[Any]:
+    tuned = table.TUNED[scale]
+    return [run for group in table.GROUPS.values() for run in group(tuned)]
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
+    by_name: dict[str, list[str]] = {}
+    for run in all_runs(experiment.table, scale):
+        assert by_name.setdefault(run.name, run.arguments()) == run.arguments()
+        assert not set(run.name) & set("/ ,:"), "the name is a file's"
+    assert len(by_name) == len({tuple(arguments) for arguments in by_name.values()})
+
+
+@pytest.mark.parametrize("scale", ["small", "full"])
+def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale: str) -> None:
+    table = experiment.table
+    for name in ("generations", "order", "window", "seeds", "mixes", "steps"):
+        for run in table.GROUPS[name](table.TUNED[scale]):
+            tuned = table.TUNED[scale][run.stream]
+            assert read_passes(run) == pytest.approx(read_passes(tuned)), run.name
+
+
+def read_passes(run: Any) -> float:
+    """Tokens of the run, in sizes of the real data."""
+    return run.epochs if run.stream == "real" else run.epochs / (1 - run.mix)
+
+
+def test_each_setting_is_one_that_fit_knows(
+    experiment: SimpleNamespace, passages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megalit.cli.training import TrainingCLI
+
+    parsed = []
+    monkeypatch.setattr(TrainingCLI, "fit", lambda self, **_: parsed.append(self.plain_config))
+    distinct = {tuple(run.settings): run for run in all_runs(experiment.table, "small") if run.settings}
+    for run in distinct.values():
+        configs = [str(HERE / name) for name in ("base.yaml", "small.yaml")]
+        cli_fit(["--config", configs[0], "--config", configs[1], f"--run={tmp_path}", *run.arguments()])
+    assert len(parsed) == len(distinct)
+
+
+def cli_fit(arguments: Sequence[str]) -> None:
+    code: int | str | None = 0
+    try:
+        cli.main(["fit", *arguments])
+    except SystemExit as end:
+        code = end.code
+    assert not code
+
+
+def test_driver_goes_on_after_the_runs_that_have_a_record(
+    experiment: SimpleNamespace, passages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, table = experiment.run, experiment.table
+    two = [
+        replace(table.TUNED["small"]["real"], epochs=1),
+        replace(
+            table.TUNED["small"]["stitched"], epochs=1, change="real first", settings={"data.real_document": "first"}
+        ),
+    ]
+    monkeypatch.setitem(table.GROUPS, "two", lambda tuned: iter(two))
+    trained: list[str] = []
+
+    def in_this_process(command: list[str]) -> subprocess.CompletedProcess[str]:
+        trained.append(next(part for part in command if part.startswith("--run=")).split("/")[-1])
+        if stop_at == len(trained):
+            raise KeyboardInterrupt
+        cli_fit(command[command.index("fit") + 1 :])
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_this_process))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    settings: dict[str, Any] = {
+        "passages": str(passages),
+        "only": ["two"],
+        "results": "results",
+        "configs": ["tiny.yaml"],
+    }
+
+    stop_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        run.main(**settings)
+    assert two[0].name in Path("results/small/results.md").read_text()
+    stop_at = 0
+    run.main(**settings)
+    assert trained == [two[0].name, two[1].name, two[1].name]
+    run.main(**settings)
+    assert len(trained) == 3, "what has a record is not trained again"
+
+    kept = experiment.results.Results(Path("results/small"), None)
+    record = experiment.results.read_record(Path("runs/translations/small") / two[1].name)
+    assert kept[two[1].name].loss == pytest.approx(record.losses["iid"]["nats_per_token"], abs=1e-5)
+    assert kept[two[1].name].curve[-1][0] == kept[two[1].name].tokens
+    corpus = Corpus(Path("runs/translations/data/corpus"))
+    held_out, read = (
+        {row["id"].split(":")[0] for row in corpus.rows("documents", split, ["id"])} for split in (VALIDATION, TRAIN)
+    )
+    assert held_out
+    assert read
+    assert not held_out & read, "chapters are held out whole"
+
+    write_jsonl(tmp_path / "others.jsonl", make_rows(40, seed=1))
+    with pytest.raises(UserError, match="choose another --results"):
+        run.main(**{**settings, "passages": "others.jsonl"})
