@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,19 +12,22 @@ import torch
 
 from megalit.cli.commands import parse
 from megalit.cli.console import Step, console
-from megalit.cli.models import TrainedModel, open_model
+from megalit.cli.models import TrainedModel, named_device, open_model
 from megalit.cli.suites import Cutting, conditions, suite_store
 from megalit.cli.tables import evaluation_tables
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
-from megalit.evaluation.downstream import evaluate_tasks, require_lm_eval
+from megalit.evaluation.checkpoints import newest_checkpoint
+from megalit.evaluation.downstream import evaluate_tasks, require_lm_eval, task_conditions
 from megalit.evaluation.losses import Average, check_vocabularies, ranks
 from megalit.evaluation.measuring import by_context_length, context_lengths, measure
 from megalit.evaluation.plots import plot_curves
-from megalit.evaluation.results import FILE, Evaluation, over_runs, read_evaluation
+from megalit.evaluation.results import FILE, Evaluation, file_of_checkpoint, over_runs, read_evaluation
 from megalit.files import write_json
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed"]
+# The other processes wait where the first one runs benchmarks, however long these take.
+_PATIENCE = timedelta(days=30)
 
 HELP = """
 A suite is a token store, or a folder of stores, of which the held-out documents are taken; null is the run's own.
@@ -38,7 +42,8 @@ A suite is a token store, or a folder of stores, of which the held-out documents
 class EvaluateCommand:
     """Measure trained models on validation suites and benchmarks.
 
-    Results are kept in ``evaluation.json`` of each run's folder; what is there already is not measured again.
+    Results are kept in ``evaluation.json`` of each run's folder, those of an earlier checkpoint in a file of its own
+    beside it (``evaluation-step-….json``); what is there already is not measured again.
 
     Attributes:
         run: folders of runs (their newest checkpoint), checkpoints, or exported models.
@@ -90,13 +95,13 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     command = parse(verb, EvaluateCommand, gather(arguments, "--run"), HELP)
     _check(command)
     with _processes():
-        device = _device(command.device)
+        device = named_device(command.device)
         if command.ensemble is not None:
-            evaluations = [_evaluate(command, [_open(command, run) for run in command.run], device)]
+            measured = [_evaluate(command, [_open(command, run) for run in command.run], device)]
         else:
-            evaluations = [_evaluate(command, [_open(command, run)], device) for run in command.run]
+            measured = [_evaluate(command, [_open(command, run)], device) for run in command.run]
         if ranks()[0] == 0:
-            _report(command, evaluations)
+            _report(command, [evaluation for evaluation, _ in measured], [path for _, path in measured])
 
 
 def gather(arguments: Sequence[str], flag: str) -> list[str]:
@@ -135,26 +140,15 @@ def _check(command: EvaluateCommand) -> None:
         raise UserError("neither suites nor tasks are named, so there is nothing to measure: name one")
     if command.data_files and not command.tasks:
         raise UserError("data_files are given and no tasks: name the tasks that they are for")
+    unknown = sorted(set(command.data_files) - set(command.tasks))
+    if unknown and command.tasks:
+        raise UserError(f"data_files has the task {unknown[0]}, which is not among the tasks: add it there")
     if command.tasks:
         require_lm_eval()
 
 
 def _open(command: EvaluateCommand, run: str) -> TrainedModel:
-    trained = open_model(Path(run))
-    return trained if command.precision is None else replace(trained, precision=command.precision)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device {name} cannot be used here ({str(error).splitlines()[0]}): choose auto or cpu"
-        ) from error
-    return device
+    return open_model(Path(run), command.precision)
 
 
 @contextmanager
@@ -165,19 +159,20 @@ def _processes() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     try:
         yield
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _evaluate(command: EvaluateCommand, members: Sequence[TrainedModel], device: torch.device) -> Evaluation:
-    """Measure one model, or several as one."""
-    first = members[0]
+def _evaluate(
+    command: EvaluateCommand, members: Sequence[TrainedModel], device: torch.device
+) -> tuple[Evaluation, Path]:
+    """Measure one model, or several as one; give what was measured and the file that it is in."""
     _check_members(members)
-    title = " + ".join(str(member.folder) for member in members)
-    kept = first.folder / FILE if len(members) == 1 else None
+    title = " + ".join(_title(member) for member in members)
+    kept = _file(members[0]) if len(members) == 1 else None
     evaluation = Evaluation(title, " + ".join(member.checkpoint for member in members))
     if kept is not None and kept.exists() and not command.overwrite:
         earlier = read_evaluation(kept)
@@ -187,18 +182,36 @@ def _evaluate(command: EvaluateCommand, members: Sequence[TrainedModel], device:
             evaluation.model = title
     for member in members:
         member.model.to(device)
-    target = Path(command.output) if command.output is not None and kept is None else kept
+    # An ensemble has no folder, but an output.
+    target = kept or Path(str(command.output))
     for name, location in ({"iid": None} if command.suites is None else command.suites).items():
         _measure_suite(command, members, name, location, evaluation)
-        if ranks()[0] == 0 and target is not None:
+        if ranks()[0] == 0:
             evaluation.write(target)
     if command.tasks and ranks()[0] == 0:
-        evaluation.tasks |= _measure_tasks(command, members)
-        if target is not None:
-            evaluation.write(target)
+        _measure_tasks(command, members, evaluation)
+        evaluation.write(target)
     for member in members:
         member.model.to("cpu")
-    return evaluation
+    return evaluation, target
+
+
+def _earlier(model: TrainedModel) -> Path | None:
+    """The checkpoint of a model that is not the newest one of its run."""
+    newest = newest_checkpoint(model.folder)
+    if newest is None or newest.name == model.checkpoint:
+        return None
+    return newest.with_name(model.checkpoint)
+
+
+def _title(model: TrainedModel) -> str:
+    return str(_earlier(model) or model.folder)
+
+
+def _file(model: TrainedModel) -> Path:
+    """Where a model's results are kept: other verbs take ``evaluation.json`` for what the run came to."""
+    earlier = _earlier(model)
+    return model.folder / (FILE if earlier is None else file_of_checkpoint(earlier))
 
 
 def _check_members(members: Sequence[TrainedModel]) -> None:
@@ -239,7 +252,7 @@ def _measure_suite(
     )
     known = evaluation.suites.get(name)
     if known is not None and known.conditions == wanted:
-        console.print(f"{evaluation.model}, {name}: measured before, as {FILE} says")
+        console.print(f"{evaluation.model}, {name}: measured before")
         return
     suite_at = cutting.windows(store)
     settings: dict[str, Any] = {
@@ -260,7 +273,7 @@ def _measure_suite(
     evaluation.suites[name] = replace(loss, by_context_length=curve, conditions=wanted)
 
 
-def _measure_tasks(command: EvaluateCommand, members: Sequence[TrainedModel]) -> dict[str, Any]:
+def _measure_tasks(command: EvaluateCommand, members: Sequence[TrainedModel], evaluation: Evaluation) -> None:
     from megalit.evaluation.lm_eval_model import MegalitLM
 
     first = members[0]
@@ -279,11 +292,29 @@ def _measure_tasks(command: EvaluateCommand, members: Sequence[TrainedModel]) ->
         command.ensemble or "probabilities",
         command.bos,
     )
-    with Step(f"{' + '.join(str(member.folder) for member in members)}, {', '.join(command.tasks)}"):
-        return dict(evaluate_tasks(model, command.tasks, command.data_files, command.limit))
+    asked = {}
+    for name in command.tasks:
+        wanted = {
+            **task_conditions(name, command.data_files.get(name), command.limit),
+            "tokenizer": tokenizer.fingerprint,
+            "bos": model.bos,
+            "context_length": model.max_length,
+            "precision": model.precision,
+            "average": command.ensemble if len(members) > 1 else None,
+        }
+        if name in evaluation.tasks and evaluation.tasks[name].conditions == wanted:
+            console.print(f"{evaluation.model}, {name}: measured before")
+        else:
+            asked[name] = wanted
+    if not asked:
+        return
+    with Step(f"{evaluation.model}, {', '.join(asked)}"):
+        files = {name: own for name, own in command.data_files.items() if name in asked}
+        found = evaluate_tasks(model, list(asked), files, command.limit)
+    evaluation.tasks |= {name: replace(result, conditions=asked[name]) for name, result in found.items()}
 
 
-def _report(command: EvaluateCommand, evaluations: Sequence[Evaluation]) -> None:
+def _report(command: EvaluateCommand, evaluations: Sequence[Evaluation], kept: Sequence[Path]) -> None:
     if command.output is not None:
         runs = [evaluation.to_json() for evaluation in evaluations]
         write_json(
@@ -293,6 +324,6 @@ def _report(command: EvaluateCommand, evaluations: Sequence[Evaluation]) -> None
         console.print(table)
     if command.plot is not None:
         plot_curves(evaluations, Path(command.plot))
-    written = [command.output] if command.output else [str(Path(e.model) / FILE) for e in evaluations]
+    written = [command.output] if command.output else kept
     for path in [*written, *([command.plot] if command.plot else [])]:
         print(path)

@@ -1,7 +1,7 @@
 """Models that were trained: from a run's folder, one of its checkpoints, or a folder that was exported."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ class TrainedModel:
     Attributes:
         folder: of the run, or of the exported model.
         checkpoint: the name of the file or folder that the weights came from.
-        model: on the CPU.
+        model: on the CPU, with weights of the type that the precision asks for.
         context_length: tokens in the windows that it was trained on.
-        precision: that it was trained in (Lightning's name).
+        precision: that it is computed in (Lightning's name).
         tokenizer: fingerprint of its tokenizer, or None where that is not known.
         tokenizer_folder: where its tokenizer lies, or None.
         stores: folder or URL of the token stores that it was trained on, or None.
@@ -61,8 +61,12 @@ def named_device(name: str) -> torch.device:
     return device
 
 
-def open_model(path: Path) -> TrainedModel:
+def open_model(path: Path, precision: str | None = None) -> TrainedModel:
     """Load a trained model: the newest checkpoint of a run's folder, a checkpoint, or an exported folder.
+
+    Args:
+        path: where it is.
+        precision: of the computation, Lightning's name (default: as it was trained).
 
     Raises:
         UserError: none of these is there.
@@ -70,13 +74,21 @@ def open_model(path: Path) -> TrainedModel:
     if not path.exists():
         raise UserError(f"{path} does not exist: name a run's folder, a checkpoint or an exported model")
     if (path / "config.json").exists():
-        return _exported(path)
+        return _in_precision(_exported(path), precision)
     run, checkpoint = path, newest_checkpoint(path) if path.is_dir() else None
     if path.name.startswith("step-") and path.suffix == ".ckpt":
         run, checkpoint = path.parent.parent, path
     if checkpoint is None or not (run / CONFIG).exists():
         raise UserError(f"{path} holds neither a checkpoint nor an exported model: train one with `megalit fit`")
-    return _of_run(run, checkpoint)
+    return _in_precision(_of_run(run, checkpoint), precision)
+
+
+def _in_precision(trained: TrainedModel, precision: str | None) -> TrainedModel:
+    """The model with the weights' type that a precision asks for."""
+    precision = precision or trained.precision
+    # Without autocast the weights' own type is that of the computation.
+    trained.model.to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    return replace(trained, precision=precision)
 
 
 def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
@@ -89,7 +101,7 @@ def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
     return TrainedModel(
         folder=run,
         checkpoint=checkpoint.name,
-        model=model_of(state, precision),
+        model=model_of(state),
         context_length=int(plan["context_length"]),
         precision=precision,
         tokenizer=plan["settings"]["tokenizer"],

@@ -10,6 +10,7 @@ import yaml
 from megalit.callbacks import Checkpoint
 from megalit.errors import UserError
 from megalit.evaluation.results import FILE as EVALUATION
+from megalit.evaluation.results import FILES_OF_CHECKPOINTS
 from megalit.files import lock, visible, write_atomic
 from megalit.scaling.records import FILE as RECORD
 from megalit.scaling.records import RunRecord, read_record
@@ -111,6 +112,8 @@ class RunFolder:
         """Remove what a run wrote, and nothing else."""
         for name in (RECORD, LOSS_CURVE, EVALUATION, CONFIG):
             (self.path / name).unlink(missing_ok=True)
+        for file in self.path.glob(FILES_OF_CHECKPOINTS):
+            file.unlink()
         for folder in (Checkpoint.folder(self.path), self.path / METRICS):
             if folder.exists():
                 shutil.rmtree(folder)

@@ -3,7 +3,8 @@
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from megalit.errors import UserError, missing_extra
+from megalit.files import digest
 
 # The benchmarks of the megadocs papers (arXiv 2509.14786, 2603.18534).
 TASKS = ("arc_easy", "piqa", "sciq")
@@ -28,12 +30,14 @@ class TaskResult:
         standard_error: of the accuracy.
         questions: how many.
         metrics: everything that lm-eval reports, by its own names.
+        conditions: what the numbers depend on, besides the model.
     """
 
     accuracy: float
     standard_error: float | None
     questions: int
     metrics: dict[str, float]
+    conditions: dict[str, Any] = field(default_factory=dict)
 
 
 def require_lm_eval() -> None:
@@ -94,19 +98,40 @@ def evaluate_tasks(
     }
 
 
+def task_conditions(name: str, files: Mapping[str, str] | None, limit: int | None) -> dict[str, Any]:
+    """What a task asks: its definition, its data and how many of its questions. (Data of a hub may change unseen.)
+
+    Args:
+        name, files, limit: as for :func:`evaluate_tasks`.
+    """
+    own = _own_definition(name)
+    return {
+        "definition": f"lm-eval {version('lm_eval')}" if own is None else digest(own.read_bytes()),
+        # A file that is not there is refused when the task is asked.
+        "data_files": {
+            split: digest(Path(file).read_bytes()) for split, file in (files or {}).items() if Path(file).is_file()
+        },
+        "limit": limit,
+    }
+
+
 def paper_error(results: Mapping[str, TaskResult]) -> float:
     """1 - the unweighted mean of the accuracies, as the megadocs papers report it (arXiv 2603.18534)."""
     return 1 - sum(result.accuracy for result in results.values()) / len(results)
+
+
+def _own_definition(name: str) -> Path | None:
+    """The user's own YAML file, where that is what is named."""
+    own = Path(name)
+    return own.resolve() if own.suffix in (".yaml", ".yml") and own.is_file() else None
 
 
 def _definition(name: str, files: Mapping[str, str] | None, folder: Path) -> Path:
     """The YAML file that defines a task, with its data replaced where files are given."""
     import lm_eval.tasks
 
-    own = Path(name)
-    if own.suffix in (".yaml", ".yml") and own.is_file():
-        found: Path | None = own.resolve()
-    else:
+    found = _own_definition(name)
+    if found is None:
         found = next(iter(sorted(Path(lm_eval.tasks.__file__).parent.rglob(f"{name}.yaml"))), None)
     if found is None:
         raise UserError(f"there is no task {name}: choose {', '.join(TASKS)}, another of lm-eval's, or a YAML file")

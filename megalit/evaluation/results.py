@@ -13,6 +13,13 @@ from megalit.files import read_json, write_json
 
 FORMAT = 1
 FILE = "evaluation.json"
+# Of checkpoints that are not their run's newest one.
+FILES_OF_CHECKPOINTS = "evaluation-*.json"
+
+
+def file_of_checkpoint(checkpoint: Path) -> str:
+    """The name of the file for a checkpoint that is not its run's newest one."""
+    return FILES_OF_CHECKPOINTS.replace("*", checkpoint.stem)
 
 
 @dataclass
@@ -20,7 +27,8 @@ class Evaluation:
     """What was measured of one model.
 
     Attributes:
-        model: the folder of its run, or the folder it was exported to; of an ensemble, its members'.
+        model: the folder of its run, or the folder it was exported to, or a checkpoint before the run's newest one;
+            of an ensemble, its members'.
         checkpoint: where its weights came from.
         suites: losses by suite.
         tasks: benchmarks by name.

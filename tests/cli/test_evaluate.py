@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from data_sets import DataSet, make_rows
 from running import Run
 
 from megalit.callbacks import Checkpoint
-from megalit.cli.evaluate import gather
+from megalit.cli.evaluate import _processes, gather
+from megalit.cli.models import open_model
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.streams.building import build_stores
@@ -50,6 +52,59 @@ def test_a_run_is_measured_as_its_record_says_and_not_twice(
     assert suites["slid"]["nats_per_token"] != found["nats_per_token"]
 
 
+def test_an_earlier_checkpoint_has_a_file_of_its_own(
+    run: Run, small: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("evaluate", "--run", "run") == 0
+    newest = Checkpoint.newest(trained)
+    assert newest is not None
+    assert run("evaluate", "--run", newest) == 0
+    assert "measured before" in capsys.readouterr().err
+    of_run = (trained / "evaluation.json").read_bytes()
+    earlier = newest.with_name("step-0000000.ckpt")
+    state = torch.load(newest, weights_only=True)
+    state["state_dict"]["lm_head.weight"] *= 0.5
+    torch.save(state, earlier)
+    own = trained / "evaluation-step-0000000.json"
+    for times in (1, 2):
+        assert run("evaluate", "--run", earlier) == 0
+        said = capsys.readouterr()
+        assert said.out.splitlines()[-1] == str(own)
+        assert ("measured before" in said.err) == (times == 2)
+    assert (trained / "evaluation.json").read_bytes() == of_run
+    losses = [json.loads(text)["suites"]["iid"]["nats_per_token"] for text in (of_run, own.read_text())]
+    assert losses[0] != losses[1]
+    assert run("fit", "--config", small, "--overwrite", "true") == 0
+    assert not own.exists()
+
+
+def test_precision_is_that_of_the_weights_too(run: Run, small: Path) -> None:
+    assert run("fit", "--config", small, "--trainer.precision", "bf16-true") == 0
+    losses = {}
+    for precision in ("bf16-true", "bf16-mixed", "32-true"):
+        assert run("evaluate", "--run", "run", "--precision", precision) == 0
+        suite = read(Path("run/evaluation.json"))["suites"]["iid"]
+        assert suite["conditions"]["precision"] == precision
+        losses[precision] = suite["nats_per_token"]
+        weights = open_model(Path("run"), precision).model.parameters()
+        assert {weight.dtype for weight in weights} == {
+            torch.bfloat16 if precision == "bf16-true" else torch.float32,
+        }
+    assert open_model(Path("run")).precision == "bf16-true"
+    assert losses["32-true"] != losses["bf16-true"]
+    assert losses["32-true"] == pytest.approx(losses["bf16-true"], abs=0.01)
+
+
+def test_processes_wait_for_the_one_that_runs_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **others: given.update(others))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with _processes():
+        assert given["timeout"] >= timedelta(days=7)
+
+
 def test_exported_models_seeds_and_ensembles(run: Run, small: Path, trained: Path, data_set: DataSet) -> None:
     assert run("fit", "--config", small, "--run", "other", "--seed_everything", "5") == 0
     assert run("evaluate", "--run", "run", "other", "--output", "seeds.json") == 0
@@ -74,7 +129,12 @@ def test_exported_models_seeds_and_ensembles(run: Run, small: Path, trained: Pat
 
 
 def test_any_store_and_benchmarks(
-    run: Run, trained: Path, data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    trained: Path,
+    data_set: DataSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     import datasets
 
@@ -89,6 +149,18 @@ def test_any_store_and_benchmarks(
     assert found["suites"]["training"]["text_bytes"] == data_set.stores.real.manifest.bytes
     assert found["tasks"]["piqa"]["questions"] == 5
     assert found["task_error"] == pytest.approx(1 - found["tasks"]["piqa"]["accuracy"])
+    capsys.readouterr()
+    # Measured again under other conditions only, be it the questions in the file.
+    for others, measured in ([], False), (["--limit", "3"], True), (["--limit", "3"], False), (["--bos", "true"], True):
+        assert run("evaluate", "--run", "run", *arguments, *others) == 0
+        assert ("piqa: measured before" in capsys.readouterr().err) != measured
+        assert read(trained / "evaluation.json")["tasks"]["piqa"]["questions"] == (3 if "--limit" in others else 5)
+    (tmp_path / "piqa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    assert run("evaluate", "--run", "run", *arguments, "--bos", "true") == 0
+    assert read(trained / "evaluation.json")["tasks"]["piqa"]["questions"] == 4
+    (tmp_path / "piqa.jsonl").unlink()
+    assert run("evaluate", "--run", "run", *arguments) == 2
+    assert "piqa.jsonl does not exist" in capsys.readouterr().err
 
 
 def test_what_cannot_be_measured_ends_in_one_line(
