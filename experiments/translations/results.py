@@ -94,11 +94,15 @@ class Results(Mapping[str, Result]):
             self._results[result.name] = result
 
     def add(self, run: Run, folder: Path) -> Result:
-        """Keep what matters of the finished run in a run folder."""
+        """Keep what matters of the finished run in a run folder.
+
+        Raises:
+            UserError: it was told to stop before its end.
+        """
         assert self.setup is not None
         record = read_record(folder)
         if record.status != "finished":
-            raise UserError(f"the run in {folder} has not finished: give the same command again")
+            raise UserError(f"the run in {folder} was stopped: give the same command again")
         result = compact(run, self.setup, record)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{run.name}.json", asdict(result))

@@ -61,18 +61,22 @@ def main(
     base = [HERE / "base.yaml", HERE / f"{scale}.yaml", *map(Path, configs)]
     known = Results(folder, setup_fingerprint(Path(passages), base))
     began = time.monotonic()
+    failed = []
     for group, run in table(groups, scale, known):
         if budget_minutes is not None and time.monotonic() - began > 60 * budget_minutes:
             console.print("the time is used up: the same command goes on")
             break
         console.print(f"{group}: {run.name}")
         place = Path(output) / scale / run.name
-        train(run, base, Path(passages), Path(output) / "data", place)
+        if not train(run, base, Path(passages), Path(output) / "data", place):
+            # A learning rate may be too high, and the other runs are worth as much without it.
+            failed.append(run.name)
+            continue
         result = known.add(run, place)
         console.print(f"{run.name}: {result.loss:.4f} nats per token")
         write_report(known, scale, folder)
-    else:
-        console.print(f"no run is left: the report is {folder / 'results.md'}")
+    if failed:
+        raise UserError(f"{', '.join(failed)} failed: mend what they say above, then give the same command")
 
 
 def table(groups: Sequence[str], scale: str, known: Results) -> Iterator[tuple[str, Run]]:
@@ -83,21 +87,13 @@ def table(groups: Sequence[str], scale: str, known: Results) -> Iterator[tuple[s
                 yield group, run
 
 
-def train(run: Run, configs: Sequence[Path], passages: Path, data: Path, folder: Path) -> None:
-    """Train one run, or continue it, as a process of its own.
-
-    Raises:
-        UserError: the run failed; its own message stands above.
-    """
+def train(run: Run, configs: Sequence[Path], passages: Path, data: Path, folder: Path) -> bool:
+    """Train one run, or continue it, as a process of its own; say whether it is finished."""
     command = [sys.executable, "-m", "megalit", "fit"]
     for path in configs:
         command += ["--config", str(path)]
     command += [f"--run={folder}", f"--prepare.folder={data}", f"--prepare.corpus.inputs=[{passages}]"]
-    finished = subprocess.run([*command, *run.arguments()])
-    if finished.returncode:
-        raise UserError(
-            f"{run.name} ended with exit code {finished.returncode}: mend what it says, then the same command"
-        )
+    return subprocess.run([*command, *run.arguments()]).returncode == 0
 
 
 if __name__ == "__main__":
@@ -105,3 +101,5 @@ if __name__ == "__main__":
         CLI(main, as_positional=False)
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on")

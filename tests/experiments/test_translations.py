@@ -159,3 +159,18 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
     write_jsonl(tmp_path / "others.jsonl", make_rows(40, seed=1))
     with pytest.raises(UserError, match="choose another --results"):
         run.main(**{**settings, "passages": "others.jsonl"})
+
+
+def test_a_run_that_fails_keeps_no_other_back(
+    experiment: SimpleNamespace, passages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[list[str]] = []
+
+    def fails(command: list[str]) -> subprocess.CompletedProcess[str]:
+        tried.append(command)
+        return subprocess.CompletedProcess(command, 2)
+
+    monkeypatch.setattr(experiment.run, "subprocess", SimpleNamespace(run=fails))
+    with pytest.raises(UserError, match="real_.*, simple-4_.*, stitched-4_.* failed"):
+        experiment.run.main(passages=str(passages), only=["key"], results=str(tmp_path / "results"))
+    assert len(tried) == 3
