@@ -129,6 +129,19 @@ def test_what_does_not_exist_is_found() -> None:
     assert _unknown(["generate", "--engine.modell=a", "--recipe.styles", "a"]) == ["--engine.modell"]
 
 
+def test_the_tutorials_configuration_is_one(tmp_path: Path) -> None:
+    """What the reader is told to save is parsed with every value, with each of the streams that the tutorial names."""
+    from megalit.cli.fit_config import fit_config
+
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "tutorial.md").read_text(), re.MULTILINE | re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text(shown)
+    trained = [words[1:] for words in _commands(DOCS / "tutorial.md") if words[0] == "fit"]
+    runs = [fit_config([str(path) if word == "mine.yaml" else word for word in words]) for words in trained]
+    streams = {run["data"]["class_path"].rpartition(".")[2] for run in runs}
+    assert streams == {"RealStream", "SimpleStream", "StitchedStream"}
+
+
 # Files --------------------------------------------------------------------------------------------------------
 
 
