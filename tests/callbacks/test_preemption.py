@@ -53,7 +53,7 @@ def runs(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=300)
+            _, errors = process.communicate(timeout=900)
             assert process.returncode == 0, errors
     finally:
         for process in processes:
