@@ -67,6 +67,10 @@ def test_every_stream_of_the_shipped_configurations_can_be_planned(
     configurations = sorted((Path(__file__).parents[2] / "configs" / "stream").glob("*.yaml"))
     assert len(configurations) >= 5
     for path in configurations:
+        if path.stem == "samples":  # these stores have none: test_hard_labels.py makes some
+            assert run("inspect", small, "--config", path) == 2
+            assert "samples" in capsys.readouterr().err
+            continue
         assert run("inspect", small, "--config", path) == 0, path
         assert "40 steps" in capsys.readouterr().out
 
