@@ -11,7 +11,7 @@ from mini_slurm import MiniSlurm
 from megalit import cli
 from megalit.scaling.records import read_record
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 def test_two_tasks_train_two_members(

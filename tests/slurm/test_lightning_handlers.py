@@ -8,7 +8,7 @@ import pytest
 from jobs import HERE, ROOT
 from mini_slurm import MiniSlurm, until
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 def start(slurm: MiniSlurm, folder: Path, handlers: str, parked: str) -> str:

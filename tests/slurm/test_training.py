@@ -47,7 +47,7 @@ def test_two_nodes_train_as_one(slurm: MiniSlurm, whole: Path, config: Path, tmp
         assert two.losses["train"] == pytest.approx(one.losses["train"], abs=1e-4)
 
 
-@pytest.mark.parametrize("named", ["USR1", "TERM"])
+@pytest.mark.parametrize("named", ["USR1", pytest.param("TERM", marks=pytest.mark.slow)])
 def test_signalled_at_a_random_moment_it_ends_as_if_undisturbed(
     slurm: MiniSlurm, whole: Path, config: Path, tmp_path: Path, named: str
 ) -> None:
@@ -66,6 +66,7 @@ def test_signalled_at_a_random_moment_it_ends_as_if_undisturbed(
     assert not list((tmp_path / "run").glob("hpc_ckpt*"))
 
 
+@pytest.mark.slow
 def test_preempted_by_another_job_it_comes_back(slurm: MiniSlurm, whole: Path, config: Path, tmp_path: Path) -> None:
     job = submit(slurm, tmp_path, *TWO_NODES, "--", "fit", "--config", config, "--run", "run")
     until_step(slurm, job, tmp_path / "run", 20)
@@ -86,6 +87,7 @@ def test_a_node_that_dies_without_a_signal(slurm: MiniSlurm, whole: Path, config
     assert same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_job_that_its_user_cancels_stays_cancelled(slurm: MiniSlurm, config: Path, tmp_path: Path) -> None:
     job = submit(slurm, tmp_path, *TWO_NODES, "--", "fit", "--config", config, "--run", "run")
     until_step(slurm, job, tmp_path / "run", 20)
@@ -97,6 +99,7 @@ def test_a_job_that_its_user_cancels_stays_cancelled(slurm: MiniSlurm, config: P
     assert "the same command continues" in output(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_stores_are_built_first(slurm: MiniSlurm, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "documents.jsonl", make_rows(40))
     prepare = """
