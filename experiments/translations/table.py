@@ -115,10 +115,10 @@ def rates(tuned: Tuned) -> Iterator[Run]:
 
 
 def neighbours(run: Run, axis: str) -> Iterator[Run]:
-    """One step down and one step up; at a grid's edge there is one neighbour only."""
+    """One step up and one step down; at a grid's edge there is one neighbour only."""
     grid = GRID[axis]
     place = grid.index(getattr(run, axis))
-    for near in (place - 1, place + 1):
+    for near in (place + 1, place - 1):
         if 0 <= near < len(grid):
             yield replace(run, **{axis: grid[near]})
 
