@@ -7,8 +7,7 @@ from typing import TypeVar
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from megalit.cli import VERBS
-from megalit.cli.parsing import is_union_error, one_line
-from megalit.errors import UserError
+from megalit.cli.parsing import in_one_line
 
 T = TypeVar("T")
 
@@ -28,15 +27,9 @@ def parse(verb: str, command: type[T], arguments: Sequence[str], epilog: str | N
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with these settings")
     parser.add_class_arguments(command)
-    try:
+    with in_one_line():
         parsed: Namespace = parser.parse_args(list(arguments))
         made: T = command(
             **{key: value for key, value in parser.instantiate_classes(parsed).items() if key != "config"}
         )
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(error)) from error
-    except ValueError as error:
-        if not is_union_error(error):
-            raise
-        raise UserError(one_line(error)) from error
     return made

@@ -1,35 +1,42 @@
-"""The resolved configuration of a ``megalit fit`` that other verbs start."""
+"""The configuration of a ``megalit fit`` for verbs that train nothing themselves."""
 
-import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from megalit.cli.parsing import is_union_error, one_line
+from megalit.cli.parsing import in_one_line
 from megalit.cli.training import PARSING, TrainingCLI, quiet
-from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams import StreamDataModule
 
 
-class ParsedFit(TrainingCLI):
+class WithoutTrainer(TrainingCLI):
+    """Parses what ``fit`` parses, and makes model and data but no trainer."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
+
+
+class _ParsedFit(TrainingCLI):
     """Parses what ``fit`` parses, and makes nothing of it."""
 
     def instantiate_classes(self) -> None:
         pass
 
 
-def fit_config(arguments: Sequence[str]) -> dict[str, Any]:
-    """What ``megalit fit`` would save as the run's configuration.
+CLI = TypeVar("CLI", bound=TrainingCLI)
+
+
+def parse_fit(kind: type[CLI], arguments: Sequence[str]) -> CLI:
+    """Parse what ``fit`` parses, and run nothing.
 
     Raises:
         UserError: a key that is not known, or a value that cannot be used.
     """
     quiet()
-    try:
-        return ParsedFit(LanguageModel, StreamDataModule, run=False, args=list(arguments), **PARSING).plain_config
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(error)) from error
-    except ValueError as error:
-        if not is_union_error(error):
-            raise
-        raise UserError(one_line(error)) from error
+    with in_one_line():
+        return kind(LanguageModel, StreamDataModule, run=False, args=list(arguments), **PARSING)
+
+
+def fit_config(arguments: Sequence[str]) -> dict[str, Any]:
+    """What ``megalit fit`` would save as the run's configuration (raises as :func:`parse_fit`)."""
+    return parse_fit(_ParsedFit, arguments).plain_config

@@ -1,22 +1,18 @@
 """``megalit inspect``: what a store or a configuration's streams hold."""
 
-import argparse
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from megalit.cli.console import Step
-from megalit.cli.parsing import is_union_error, one_line
-from megalit.cli.training import PARSING, TrainingCLI, quiet
+from megalit.cli.fit_config import WithoutTrainer, parse_fit
+from megalit.cli.parsing import in_one_line
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
-from megalit.modeling.language_model import LanguageModel
 from megalit.scaling.stream_plots import plot_streams
-from megalit.streams import StreamDataModule
 from megalit.streams.building import verify
 from megalit.streams.inspection import (
     PieceInWindow,
@@ -46,7 +42,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     target = _positional(arguments)
     if target is not None and not is_remote(target) and not Path(target).exists():
         raise UserError(f"{target} does not exist: name a store, a folder of stores or a configuration")
-    try:
+    with in_one_line():
         if target is not None and Path(target).is_file():
             others = list(arguments)
             others.remove(target)
@@ -55,8 +51,6 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             _inspect_configuration(arguments)
         else:
             _inspect_stores(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(error)) from error
 
 
 def _positional(arguments: Sequence[str]) -> str | None:
@@ -99,7 +93,7 @@ def _inspect_stores(arguments: Sequence[str]) -> None:
 # Configurations ----------------------------------------------------------------------------------------
 
 
-class InspectCLI(TrainingCLI):
+class InspectCLI(WithoutTrainer):
     """Parses what ``fit`` parses and looks at the data only."""
 
     verb = "inspect"
@@ -111,18 +105,9 @@ class InspectCLI(TrainingCLI):
         parser.add_argument("--verify", type=bool, default=False, help="Read every token of the stores.")
         parser.add_argument("--unigrams", type=bool, default=False, help=_UNIGRAMS)
 
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        return None
-
 
 def _inspect_configuration(arguments: Sequence[str]) -> None:
-    quiet()
-    try:
-        cli = InspectCLI(LanguageModel, StreamDataModule, run=False, args=list(arguments), **PARSING)
-    except ValueError as error:
-        if not is_union_error(error):
-            raise
-        raise UserError(one_line(error)) from error
+    cli = parse_fit(InspectCLI, arguments)
     cli.prepare_data(cli.config_init)
     mixture: Mixture = cli.datamodule.mixture
     for store in mixture.stores.all:

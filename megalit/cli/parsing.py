@@ -1,6 +1,11 @@
 """Errors of the configuration parser, in one line."""
 
+import argparse
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from megalit.errors import UserError
 
 # What the parser says around the reason itself.
 _FRAME = re.compile(
@@ -10,12 +15,29 @@ _FRAME = re.compile(
 _ADVICE = "`--help` and `--print_config` show what can be set"
 
 
-def is_union_error(error: Exception) -> bool:
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Let what the parser refuses end in one line.
+
+    Raises:
+        UserError: a key that is not known, or a value that cannot be used.
+    """
+    try:
+        yield
+    except argparse.ArgumentError as error:
+        raise UserError(_one_line(error)) from error
+    except ValueError as error:
+        if not _is_union_error(error):
+            raise
+        raise UserError(_one_line(error)) from error
+
+
+def _is_union_error(error: Exception) -> bool:
     """Whether the parser wrapped what a class said when it was made (it does so for optional classes)."""
     return str(error).startswith("Does not validate against any of the Union subtypes")
 
 
-def one_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """The innermost reason of a parser's error, with the key that it is about.
 
     The parser nests reasons by indentation, outermost first, so the last line of its own words says what is
@@ -25,7 +47,7 @@ def one_line(error: Exception) -> str:
     lines = [line.strip(" -\t") for line in text.splitlines()]
     reasons = [line for line in lines if line and not _FRAME.match(line)]
     reason = reasons[-1] if reasons else lines[0]
-    if is_union_error(error):
+    if _is_union_error(error):
         return reason  # a class of ours has said it all
     key = ".".join(re.findall(r'Parser key "([\w.]+)"', text))
     reason = re.sub(r"Expected a dot import path string: (\w+)", r"there is no class '\1' to choose", reason)

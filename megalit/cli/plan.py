@@ -1,6 +1,5 @@
 """``megalit plan``: what the run of a configuration will take, before anything runs."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -12,12 +11,11 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
-from megalit.cli.parsing import is_union_error, one_line
+from megalit.cli.fit_config import WithoutTrainer, parse_fit
 from megalit.cli.prediction import Disk, Prediction, Time, print_prediction
-from megalit.cli.training import PARSING, TrainingCLI, quiet
+from megalit.cli.training import TrainingCLI
 from megalit.errors import UserError
 from megalit.modeling.decoder import Decoder
-from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.memory import Step, step_memory
 from megalit.modeling.micro_batch import RESERVE
 from megalit.scaling.devices import device_memory, peak_flops
@@ -31,7 +29,7 @@ from megalit.streams.sizes import DataSizes, sizes_of_assumed, sizes_of_mixture
 _TENSOR_OVERHEAD = 350
 
 
-class PlanCLI(TrainingCLI):
+class PlanCLI(WithoutTrainer):
     """Parses what ``fit`` parses and runs nothing."""
 
     verb = "plan"
@@ -44,21 +42,10 @@ class PlanCLI(TrainingCLI):
         parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
         parser.add_class_arguments(AssumedData, "assume", help="Sizes that stand in where there are no stores.")
 
-    def instantiate_trainer(self, **kwargs: Any) -> Any:
-        return None
-
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit plan --config …``."""
-    quiet()
-    try:
-        cli = PlanCLI(LanguageModel, StreamDataModule, run=False, args=list(arguments), **PARSING)
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(error)) from error
-    except ValueError as error:
-        if not is_union_error(error):
-            raise
-        raise UserError(one_line(error)) from error
+    cli = parse_fit(PlanCLI, arguments)
     prediction = predict(cli)
     if cli.config_init.json:
         json.dump(prediction.to_json(), sys.stdout, indent=2)

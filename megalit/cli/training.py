@@ -4,7 +4,6 @@
 checkpoint, measure the last weights, write the record.
 """
 
-import argparse
 import logging
 import os
 import warnings
@@ -21,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Preemption, Progress, ScalingLaw, Throughput
 from megalit.cli.console import console
-from megalit.cli.parsing import is_union_error, one_line
+from megalit.cli.parsing import in_one_line
 from megalit.cli.prepare import PrepareSettings, prepare
 from megalit.cli.run_folder import LOSS_CURVE, METRICS, RunFolder
 from megalit.cli.tables import plan_table, result_table
@@ -84,23 +83,18 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit fit``, ``megalit validate`` and ``megalit test``."""
     quiet()
     TrainingCLI.verb = verb
-    try:
-        TrainingCLI(
-            LanguageModel,
-            StreamDataModule,
-            args=[verb, *arguments],
-            **{**PARSING, "parser_kwargs": {**PARSING["parser_kwargs"], verb: {"exit_on_error": False}}},
-        )
-        _leave_group()
-    except Preempted:
-        _leave_group()
-        raise
-    except argparse.ArgumentError as error:
-        raise UserError(one_line(error)) from error
-    except ValueError as error:
-        if not is_union_error(error):
+    with in_one_line():
+        try:
+            TrainingCLI(
+                LanguageModel,
+                StreamDataModule,
+                args=[verb, *arguments],
+                **{**PARSING, "parser_kwargs": {**PARSING["parser_kwargs"], verb: {"exit_on_error": False}}},
+            )
+            _leave_group()
+        except Preempted:
+            _leave_group()
             raise
-        raise UserError(one_line(error)) from error
 
 
 def _leave_group() -> None:

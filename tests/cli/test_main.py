@@ -1,5 +1,6 @@
 """The entry point."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import yaml
 from running import Run
 
 from megalit.cli import VERBS
-from megalit.cli.parsing import one_line
+from megalit.cli.parsing import in_one_line
+from megalit.errors import UserError
 
 
 def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
@@ -65,7 +67,11 @@ def test_a_bug_is_not_dressed_up_as_a_user_error() -> None:
 
 
 def test_parser_errors_become_one_line() -> None:
-    error = ValueError(
-        "Parser key \"data\":\n  Errors:\n    - Expected a <class 'NoneType'>\n    - Option 'x' is not accepted"
-    )
-    assert one_line(error).startswith("data.x: there is no such setting")
+    error = "Parser key \"data\":\n  Errors:\n    - Expected a <class 'NoneType'>\n    - Option 'x' is not accepted"
+    with pytest.raises(UserError, match=r"^data\.x: there is no such setting"), in_one_line():
+        raise argparse.ArgumentError(None, error)
+
+
+def test_errors_that_are_not_the_parsers_pass_through() -> None:
+    with pytest.raises(ValueError, match="^bad tensor$"), in_one_line():
+        raise ValueError("bad tensor")
