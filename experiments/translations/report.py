@@ -9,9 +9,9 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from results import Result, Results
+from results import Result, Results, tuned
 from scipy.stats import t
-from table import GROUPS, TUNED, Run
+from table import GROUPS, Run, Tuned
 
 from megalit.errors import UserError
 from megalit.files import write_atomic
@@ -29,36 +29,36 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
     """
     if not results:
         raise UserError(f"{folder} holds no records yet: train some runs with --passages")
-    tuned = TUNED[scale]
+    best = tuned(scale, results)
     lines = [
         f"# Results so far, scale `{scale}`",
         "",
         "Written by run.py from the records beside it. Losses are of the held-out passages, in nats per token;",
         "the last column is the difference from the tuned run of the same stream (`steps`: from its first run).",
         "",
-        *_noise(results, tuned),
+        *_noise(results, best),
     ]
     shown = set()
     for name, group in GROUPS.items():
-        runs = [run for run in group(tuned) if run.name in results]
+        runs = [run for run in group(best) if run.name in results]
         if runs:
-            control = next(group(tuned)) if name == "steps" else None
-            lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *_table(results, runs, tuned, control), ""]
+            control = next(group(best)) if name == "steps" else None
+            lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *_table(results, runs, best, control), ""]
         shown |= {run.name for run in runs}
     others = [result for name, result in results.items() if name not in shown]
     if others:
         lines += ["## Runs from earlier settings", "", *_rows([(result, None) for result in others]), ""]
-    lines += _efficiency(results, tuned)
+    lines += _efficiency(results, best)
     lines += ["![losses](results.png)", ""]
-    figure = _draw(results, tuned)
+    figure = _draw(results, best)
     write_atomic(folder / "results.png", lambda file: figure.savefig(file, format="png"))
     write_atomic(folder / "results.md", lambda file: file.write("\n".join(lines).encode()))
 
 
-def _table(results: Results, runs: Iterable[Run], tuned: Any, control: Run | None) -> list[str]:
+def _table(results: Results, runs: Iterable[Run], best: Tuned, control: Run | None) -> list[str]:
     rows = []
     for run in runs:
-        reference = results.loss(control or tuned[run.stream])
+        reference = results.loss(control or best[run.stream])
         rows.append((results[run.name], None if reference is None else results[run.name].loss - reference))
     return _rows(rows)
 
@@ -92,7 +92,7 @@ def noise(results: Results) -> tuple[float, int] | None:
     return math.sqrt(sum((len(losses) - 1) * stdev(losses) ** 2 for losses in several) / freedom), freedom
 
 
-def _noise(results: Results, tuned: Any) -> list[str]:
+def _noise(results: Results, best: Tuned) -> list[str]:
     found = noise(results)
     if found is None:
         return ["No setting has been run with several seeds yet, so the noise is not known.", ""]
@@ -105,24 +105,24 @@ def _noise(results: Results, tuned: Any) -> list[str]:
         "| recipe | seeds | mean loss | standard deviation |",
         "|---|---|---|---|",
     ]
-    for run in tuned.values():
+    for run in best.values():
         losses = of_seeds(results, run)
         if losses:
             spread = f"{stdev(losses):.4f}" if len(losses) > 1 else ""
             lines.append(f"| {run.recipe} | {len(losses)} | {mean(losses):.4f} | {spread} |")
-    return [*lines, "", *_paired(results, tuned)]
+    return [*lines, "", *_paired(results, best)]
 
 
-def _paired(results: Results, tuned: Any) -> list[str]:
+def _paired(results: Results, best: Tuned) -> list[str]:
     """Differences within each seed: what seeds have in common falls out."""
     lines = []
     for first, second in (("simple", "real"), ("stitched", "real"), ("stitched", "simple")):
         pairs = [
-            [results.loss(replace(tuned[stream], seed=seed)) for stream in (first, second)] for seed in range(SEEDS)
+            [results.loss(replace(best[stream], seed=seed)) for stream in (first, second)] for seed in range(SEEDS)
         ]
         differences = [f"{a - b:+.4f}" for a, b in pairs if a is not None and b is not None]
         if differences:
-            lines.append(f"- {tuned[first].recipe} minus {tuned[second].recipe}, by seed: {', '.join(differences)}")
+            lines.append(f"- {best[first].recipe} minus {best[second].recipe}, by seed: {', '.join(differences)}")
     return [*lines, ""] if lines else []
 
 
@@ -135,11 +135,11 @@ def _baseline(results: Results) -> tuple[list[int], list[float]]:
     return sorted(best), [best[tokens] for tokens in sorted(best)]
 
 
-def _efficiency(results: Results, tuned: Any) -> list[str]:
+def _efficiency(results: Results, best: Tuned) -> list[str]:
     tokens, losses = _baseline(results)
-    if len(tokens) < 2 or results.loss(tuned["real"]) is None:
+    if len(tokens) < 2 or results.loss(best["real"]) is None:
         return []
-    own = results[tuned["real"].name].real_tokens
+    own = results[best["real"].name].real_tokens
     lines = [
         "## Data efficiency",
         "",
@@ -150,18 +150,18 @@ def _efficiency(results: Results, tuned: Any) -> list[str]:
         "|---|---|---|",
     ]
     for stream in STREAMS:
-        reached = of_seeds(results, tuned[stream])
+        reached = of_seeds(results, best[stream])
         if reached:
             loss = mean(reached)
             if loss < losses[-1]:
                 worth = f"> {tokens[-1] / own:.2f}"
             else:
                 worth = f"{math.exp(float(np.interp(-loss, [-x for x in losses], np.log(tokens)))) / own:.2f}"
-            lines.append(f"| {tuned[stream].recipe} | {loss:.4f} | {worth} |")
+            lines.append(f"| {best[stream].recipe} | {loss:.4f} | {worth} |")
     return [*lines, ""]
 
 
-def _draw(results: Results, tuned: Any) -> Any:
+def _draw(results: Results, best: Tuned) -> Any:
     """Loss against G, against the window and against the amount of real data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -169,26 +169,26 @@ def _draw(results: Results, tuned: Any) -> Any:
     figure = Figure(figsize=(12, 3.8), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)
     of_g, of_window, of_data = figure.subplots(1, 3)
-    real = of_seeds(results, tuned["real"])
+    real = of_seeds(results, best["real"])
     if real:
         of_g.axhline(mean(real), color="0.4", linestyle="--", label="real only")
     for stream in STREAMS:
-        _line(of_g, stream, [(g, of_seeds(results, replace(tuned[stream], generations=g))) for g in (1, 2, 4, 8, 11)])
+        _line(of_g, stream, [(g, of_seeds(results, replace(best[stream], generations=g))) for g in (1, 2, 4, 8, 11)])
     of_g.set_xlabel("G (generations of a document)")
     for stream in ("real", *STREAMS):
-        points = {1024: of_seeds(results, tuned[stream])}
-        for run in GROUPS["window"](tuned):
+        points = {1024: of_seeds(results, best[stream])}
+        for run in GROUPS["window"](best):
             if run.stream == stream:
                 points[int(run.settings["data.context_length"])] = of_seeds(results, run)
-        _line(of_window, tuned[stream].recipe, sorted(points.items()))
+        _line(of_window, best[stream].recipe, sorted(points.items()))
     of_window.set_xlabel("window (tokens)")
     tokens, losses = _baseline(results)
     of_data.plot(tokens, losses, marker="o", label="real only, best of its runs", color="0.4")
     for stream in STREAMS:
-        reached = of_seeds(results, tuned[stream])
+        reached = of_seeds(results, best[stream])
         if reached and real:
-            own = results[tuned["real"].name].real_tokens
-            of_data.scatter([own], [mean(reached)], label=tuned[stream].recipe, zorder=3)
+            own = results[best["real"].name].real_tokens
+            of_data.scatter([own], [mean(reached)], label=best[stream].recipe, zorder=3)
     of_data.set_xlabel("unique real tokens")
     for axes, places in ((of_g, (1, 2, 4, 8, 11)), (of_window, (256, 512, 1024, 2048)), (of_data, None)):
         axes.set_xscale("log")

@@ -1,13 +1,13 @@
 """Small records of finished runs, which are committed: a run with a record is not trained again."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from table import Run
+from table import START, Run, Tuned, grid
 
 from megalit.errors import UserError
 from megalit.files import fingerprint, read_json, write_json
@@ -109,6 +109,17 @@ class Results(Mapping[str, Result]):
         self._results[run.name] = result
         return result
 
+    def add_average(self, name: str, members: Sequence[Run], output: Path) -> None:
+        """Keep what matters of a measured ensemble: the losses of its members, and of the first K averaged."""
+        suite = read_json(output)["suites"]["iid"]
+        self.average_file(name).parent.mkdir(parents=True, exist_ok=True)
+        record = {"members": [run.name for run in members], "alone": suite["alone"], "averages": suite["averages"]}
+        write_json(self.average_file(name), record)
+
+    def average_file(self, name: str) -> Path:
+        """Where the record of an ensemble is."""
+        return self.folder / "ensembles" / f"{name}.json"
+
     def loss(self, run: Run) -> float | None:
         return self._results[run.name].loss if run.name in self._results else None
 
@@ -120,6 +131,15 @@ class Results(Mapping[str, Result]):
 
     def __len__(self) -> int:
         return len(self._results)
+
+
+def tuned(scale: str, results: Results) -> Tuned:
+    """The settings at which streams are compared: the best that are known, as long as none is, those of the start."""
+    best = {}
+    for stream, start in START[scale].items():
+        known = [run for run in grid(start) if run.name in results]
+        best[stream] = min(known, key=lambda run: results[run.name].loss, default=start)
+    return best
 
 
 def setup_fingerprint(passages: Path, configs: list[Path]) -> str:

@@ -1,15 +1,19 @@
 """The runs of the experiment: what each is, and in which order they are worth their cost.
 
 A group answers one question and lists its runs; the driver takes the groups in order and leaves out what has a
-record. Within a comparison all runs train on the same number of tokens.
+record. Groups depend on the best settings found so far, so a search is a group like any other: it lists the
+neighbours of the best, and when one of them is better, it lists that one's.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Literal
 
 StreamName = Literal["real", "simple", "stitched"]
+# Stands for the folder of the runs in settings that name another run.
+RUNS = "{runs}"
 CLASSES = {"real": "RealStream", "simple": "SimpleStream", "stitched": "StitchedStream"}
 
 
@@ -70,14 +74,13 @@ class Run:
         return [f"--{key}={value}" for key, value in {**settings, **self.settings}.items()]
 
 
-# The settings at which streams are compared: the best that the groups `epochs` and `rates` found at each scale.
-TUNED: dict[str, dict[StreamName, Run]] = {
+# Where the search of each scale begins: near the paper's settings for its smallest model and G = 4.
+START: dict[str, dict[StreamName, Run]] = {
     "small": {
         "real": Run("real", 16, 1e-2, 0.4),
         "simple": Run("simple", 4, 1e-2, 0.4, generations=4),
         "stitched": Run("stitched", 4, 1e-2, 0.4, generations=4),
     },
-    # Not searched yet: near the paper's settings for its smallest model and G = 4.
     "full": {
         "real": Run("real", 16, 3e-3, 0.8),
         "simple": Run("simple", 4, 3e-3, 0.8, generations=4),
@@ -85,47 +88,46 @@ TUNED: dict[str, dict[StreamName, Run]] = {
     },
 }
 
-# The steps of each axis of a search, as in the paper.
+# The steps of each axis of the search, as in the paper.
 GRID: dict[str, tuple[float, ...]] = {
     "epochs": (1, 2, 4, 8, 16, 32, 64),
     "learning_rate": (1e-3, 3e-3, 1e-2, 3e-2),
     "weight_decay": (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
 }
 
+# Members of an ensemble, which are the seeds of a run.
+MEMBERS = 3
+
 Tuned = Mapping[StreamName, Run]
 Group = Callable[[Tuned], Iterator[Run]]
 
 
-def key(tuned: Tuned) -> Iterator[Run]:
-    """Real only, simple and stitched at G = 4, tuned."""
+def grid(start: Run) -> Iterator[Run]:
+    """All settings that the search from there could come to."""
+    for values in product(*GRID.values()):
+        yield replace(start, **dict(zip(GRID, values, strict=True)))
+
+
+def search(tuned: Tuned) -> Iterator[Run]:
+    """Are epochs, learning rate and weight decay of each stream better than their neighbours?"""
     yield from tuned.values()
-
-
-def epochs(tuned: Tuned) -> Iterator[Run]:
-    """Is the best number of real epochs the same with synthetic data?"""
-    for run in tuned.values():
-        yield from neighbours(run, "epochs")
-
-
-def rates(tuned: Tuned) -> Iterator[Run]:
-    """Are learning rate and weight decay better than their neighbours?"""
-    for axis in ("learning_rate", "weight_decay"):
+    for axis in GRID:
         for run in tuned.values():
             yield from neighbours(run, axis)
 
 
 def neighbours(run: Run, axis: str) -> Iterator[Run]:
     """One step up and one step down; at a grid's edge there is one neighbour only."""
-    grid = GRID[axis]
-    place = grid.index(getattr(run, axis))
+    steps = GRID[axis]
+    place = steps.index(getattr(run, axis))
     for near in (place + 1, place - 1):
-        if 0 <= near < len(grid):
-            yield replace(run, **{axis: grid[near]})
+        if 0 <= near < len(steps):
+            yield replace(run, **{axis: steps[near]})
 
 
 def seeds(tuned: Tuned) -> Iterator[Run]:
     """How much does the loss differ between seeds?"""
-    for seed in (1, 2):
+    for seed in range(1, MEMBERS):
         for run in tuned.values():
             yield replace(run, seed=seed)
 
@@ -188,6 +190,34 @@ def steps(tuned: Tuned) -> Iterator[Run]:
         yield changed(paper, name, settings)
 
 
+def distillation(tuned: Tuned) -> Iterator[Run]:
+    """Do soft labels of one model, or of an ensemble, add to rephrases?"""
+    for stream in ("real", "stitched", "simple"):
+        for name, teachers in (("one teacher", [tuned[stream]]), ("three teachers", seeded(tuned[stream]))):
+            folders = json.dumps([f"{RUNS}/{teacher.name}" for teacher in teachers])
+            settings = {"trainer.callbacks+": "SelfDistillation", "trainer.callbacks.teachers": folders}
+            # A seed of its own, so that the student does not begin where its teacher did.
+            yield changed(replace(tuned[stream], seed=3), name, settings)
+
+
+def members(tuned: Tuned) -> Iterator[Run]:
+    """Members for ensembles have twice the epochs and half the weight decay of the best single model (the paper's)."""
+    for seed in range(MEMBERS):
+        for run in tuned.values():
+            yield replace(run, epochs=2 * run.epochs, weight_decay=run.weight_decay / 2, seed=seed)
+
+
+def ensembles(tuned: Tuned) -> dict[str, list[Run]]:
+    """Averages that are worth measuring: their names and members."""
+    of_members = [run for run in members(tuned) if not run.seed]
+    return {run.name: seeded(run) for run in [*tuned.values(), *of_members]}
+
+
+def seeded(run: Run) -> list[Run]:
+    """The run with each of the first seeds."""
+    return [replace(run, seed=seed) for seed in range(MEMBERS)]
+
+
 def _phase(fraction: float) -> dict[str, float]:
     """Half of the run with that share of windows from the synthetic stream."""
     return {"share": 0.5, "synthetic_fraction": round(fraction, 3)}
@@ -202,5 +232,5 @@ def changed(run: Run, name: str, settings: Mapping[str, str]) -> Run:
 # Cheapest and most informative first.
 GROUPS: dict[str, Group] = {
     function.__name__: function
-    for function in (key, epochs, seeds, generations, order, window, steps, subsets, rates, mixes)
+    for function in (search, seeds, generations, order, window, subsets, distillation, steps, members, mixes)
 }

@@ -54,7 +54,7 @@ def passages(tmp_path: Path) -> Path:
 
 
 def all_runs(table: ModuleType, scale: str) -> list[Any]:
-    tuned = table.TUNED[scale]
+    tuned = table.START[scale]
     return [run for group in table.GROUPS.values() for run in group(tuned)]
 
 
@@ -71,8 +71,8 @@ def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
 def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale: str) -> None:
     table = experiment.table
     for name in ("generations", "order", "window", "seeds", "mixes", "steps"):
-        for run in table.GROUPS[name](table.TUNED[scale]):
-            tuned = table.TUNED[scale][run.stream]
+        for run in table.GROUPS[name](table.START[scale]):
+            tuned = table.START[scale][run.stream]
             assert read_passes(run) == pytest.approx(read_passes(tuned)), run.name
 
 
@@ -109,9 +109,9 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
 ) -> None:
     run, table = experiment.run, experiment.table
     two = [
-        replace(table.TUNED["small"]["real"], epochs=1),
+        replace(table.START["small"]["real"], epochs=1),
         replace(
-            table.TUNED["small"]["stitched"], epochs=1, change="real first", settings={"data.real_document": "first"}
+            table.START["small"]["stitched"], epochs=1, change="real first", settings={"data.real_document": "first"}
         ),
     ]
     monkeypatch.setitem(table.GROUPS, "two", lambda tuned: iter(two))
@@ -172,5 +172,27 @@ def test_a_run_that_fails_keeps_no_other_back(
 
     monkeypatch.setattr(experiment.run, "subprocess", SimpleNamespace(run=fails))
     with pytest.raises(UserError, match="real_.*, simple-4_.*, stitched-4_.* failed"):
-        experiment.run.main(passages=str(passages), only=["key"], results=str(tmp_path / "results"))
-    assert len(tried) == 3
+        experiment.run.main(passages=str(passages), only=["seeds"], results=str(tmp_path / "results"))
+    assert len(tried) == 6
+
+
+def test_search_ends_where_no_neighbour_is_better(experiment: SimpleNamespace) -> None:
+    """Each loss is a convex function with another optimum, and only what the search asks for is known to it."""
+    table, run = experiment.table, experiment.run
+    optima = {"real": (32, 3e-3, 1.6), "simple": (4, 1e-2, 0.0), "stitched": (1, 3e-2, 0.8)}
+
+    def loss(tried: Any) -> float:
+        values = (tried.epochs, tried.learning_rate, tried.weight_decay)
+        return sum(
+            abs(steps.index(value) - steps.index(best))
+            for steps, value, best in zip(table.GRID.values(), values, optima[tried.stream], strict=True)
+        )
+
+    known: dict[str, Any] = {}
+    while tried := run.following(["search"], "small", known, (), float("inf")):
+        known[tried.name] = SimpleNamespace(loss=loss(tried))
+    for stream, best in experiment.results.tuned("small", known).items():
+        assert (best.epochs, best.learning_rate, best.weight_decay) == optima[stream]
+        for axis in table.GRID:
+            assert all(near.name in known for near in table.neighbours(best, axis))
+    assert len(known) < 60, "of 588"
