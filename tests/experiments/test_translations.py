@@ -1,5 +1,6 @@
 """The experiment on translations: its table holds together, and its driver goes on where it stopped."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from data_sets import make_rows, write_jsonl
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from megalit import cli
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
@@ -23,7 +26,7 @@ prepare:
   corpus: {validation_fraction: 0.3}
   tokenizer: {vocabulary_size: 300}
 data:
-  init_args: {real_fraction: 1.0, context_length: 32, global_batch_tokens: 256}
+  init_args: {real_fraction: 1.0, context_length: 128, global_batch_tokens: 256}
 model:
   shape: nano
   compile: false
@@ -35,14 +38,15 @@ trainer: {accelerator: cpu, precision: 32-true}
 def experiment(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The experiment's modules, which lie in no package."""
     monkeypatch.syspath_prepend(str(HERE))
-    for name in ("run", "table", "results", "report"):
+    for name in ("run", "table", "results", "report", "siblings"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import report
     import results
     import run
+    import siblings
     import table
 
-    return SimpleNamespace(run=run, table=table, results=results, report=report)
+    return SimpleNamespace(run=run, table=table, results=results, report=report, siblings=siblings)
 
 
 @pytest.fixture
@@ -127,7 +131,7 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
     monkeypatch.setattr(run, "subprocess", SimpleNamespace(run=in_this_process))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(TINY)
-    settings: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "passages": str(passages),
         "only": ["two"],
         "results": "results",
@@ -136,12 +140,12 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
 
     stop_at = 2
     with pytest.raises(KeyboardInterrupt):
-        run.main(**settings)
+        run.main(**arguments)
     assert two[0].name in Path("results/small/results.md").read_text()
     stop_at = 0
-    run.main(**settings)
+    run.main(**arguments)
     assert trained == [two[0].name, two[1].name, two[1].name]
-    run.main(**settings)
+    run.main(**arguments)
     assert len(trained) == 3, "what has a record is not trained again"
 
     kept = experiment.results.Results(Path("results/small"), None)
@@ -156,9 +160,16 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
     assert read
     assert not held_out & read, "chapters are held out whole"
 
+    folder = Path("runs/translations/small") / two[1].name
+    experiment.siblings.main("runs/translations/data", [str(folder)], most=1, output="siblings.json")
+    own, others = json.loads(Path("siblings.json").read_text())[two[1].name].values()
+    assert own[0] == others[0], "behind nothing is behind nothing"
+    assert own[1] != others[1]
+    assert all(loss == pytest.approx(own[0], abs=0.5) for loss in (*own, *others))
+
     write_jsonl(tmp_path / "others.jsonl", make_rows(40, seed=1))
     with pytest.raises(UserError, match="choose another --results"):
-        run.main(**{**settings, "passages": "others.jsonl"})
+        run.main(**{**arguments, "passages": "others.jsonl"})
 
 
 def test_a_run_that_fails_keeps_no_other_back(
@@ -174,6 +185,27 @@ def test_a_run_that_fails_keeps_no_other_back(
     with pytest.raises(UserError, match="real_.*, simple-4_.*, stitched-4_.* failed"):
         experiment.run.main(passages=str(passages), only=["seeds"], results=str(tmp_path / "results"))
     assert len(tried) == 6
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 9), min_size=2, max_size=12), st.lists(st.integers(0, 9), max_size=20)),
+        min_size=1,
+    ),
+    st.integers(1, 16),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_only_the_real_document_is_predicted(
+    experiment: SimpleNamespace, pairs: list[tuple[list[int], list[int]]], length: int
+) -> None:
+    suite = experiment.siblings.RealBehind(*zip(*pairs, strict=True), length)
+    batch = suite.batch(range(suite.windows))
+    for (own, piece), tokens, targets in zip(pairs, batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
+        predicted = [at for at, target in enumerate(targets) if target != experiment.siblings.IGNORED]
+        assert [targets[at] for at in predicted] == own[1:][-length:]
+        end = predicted[-1]
+        assert [*tokens[: end + 1], targets[end]] == (piece + own)[-length - 1 :]
+    assert suite.targets == sum(min(len(own) - 1, length) for own, _ in pairs)
 
 
 def test_search_ends_where_no_neighbour_is_better(experiment: SimpleNamespace) -> None:
