@@ -232,5 +232,5 @@ def changed(run: Run, name: str, settings: Mapping[str, str]) -> Run:
 # Cheapest and most informative first.
 GROUPS: dict[str, Group] = {
     function.__name__: function
-    for function in (search, seeds, generations, order, window, subsets, distillation, steps, members, mixes)
+    for function in (search, seeds, generations, order, steps, subsets, distillation, window, members, mixes)
 }
