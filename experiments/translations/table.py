@@ -47,6 +47,11 @@ class Run:
         return self.stream if self.stream == "real" else f"{self.stream}-{self.generations}"
 
     @property
+    def passes(self) -> float:
+        """Tokens trained on, in sizes of the real data."""
+        return self.epochs if self.stream == "real" else self.epochs / (1 - self.mix)
+
+    @property
     def name(self) -> str:
         """All that makes the run, as the name of its folder and record."""
         parts = [self.recipe, f"e{self.epochs:g}", f"lr{self.learning_rate:g}", f"wd{self.weight_decay:g}"]
@@ -98,6 +103,10 @@ GRID: dict[str, tuple[float, ...]] = {
 # Members of an ensemble, which are the seeds of a run.
 MEMBERS = 3
 
+# A run trains on at most so many tokens, in sizes of the real data: what a first pass can pay for. The search ends
+# there even where more epochs would be better.
+MOST_PASSES = 32
+
 Tuned = Mapping[StreamName, Run]
 Group = Callable[[Tuned], Iterator[Run]]
 
@@ -117,12 +126,12 @@ def search(tuned: Tuned) -> Iterator[Run]:
 
 
 def neighbours(run: Run, axis: str) -> Iterator[Run]:
-    """One step up and one step down; at a grid's edge there is one neighbour only."""
+    """One step up and one step down; at the edge of the grid, or of the budget, there is one neighbour only."""
     steps = GRID[axis]
     place = steps.index(getattr(run, axis))
     for near in (place + 1, place - 1):
-        if 0 <= near < len(steps):
-            yield replace(run, **{axis: steps[near]})
+        if 0 <= near < len(steps) and (found := replace(run, **{axis: steps[near]})).passes <= MOST_PASSES:
+            yield found
 
 
 def seeds(tuned: Tuned) -> Iterator[Run]:
