@@ -8,6 +8,7 @@ does, a real document behind its own translations is easier than behind translat
 
 import json
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,6 +60,19 @@ class RealBehind:
         return {"tokens": tokens, "targets": targets}
 
 
+def copied(own: Sequence[int], pieces: Sequence[Sequence[int]], order: int = 2) -> int:
+    """How many tokens of a document are what follows its last ``order`` tokens most often in the pieces.
+
+    It is what a model would get right that copies from the window and knows nothing else.
+    """
+    followers: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    for piece in pieces:
+        for at in range(order, len(piece)):
+            followers[tuple(piece[at - order : at])][piece[at]] += 1
+    known = [(own[at], followers.get(tuple(own[at - order : at]))) for at in range(order, len(own))]
+    return sum(token == counts.most_common(1)[0][0] for token, counts in known if counts)
+
+
 def first(pieces: Sequence[list[int]], count: int) -> list[int]:
     """The first pieces as one."""
     return [token for piece in pieces[:count] for token in piece]
@@ -93,6 +107,9 @@ def main(data: str, runs: Sequence[str], most: int = 3, output: str | None = Non
     # Every document gets those of the one half the list away: of another chapter, and each is used once.
     half = len(siblings) // 2
     strangers = siblings[half:] + siblings[:half]
+    right = sum(copied(own, pieces) for own, pieces in zip(documents, siblings, strict=True))
+    share = right / sum(len(own) - 1 for own in documents)
+    print(f"copying from {most} siblings would get {share:.1%} of the tokens right")
     losses: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         model = open_model(Path(run))

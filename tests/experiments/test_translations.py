@@ -203,6 +203,15 @@ def test_only_the_real_document_is_predicted(
     assert suite.targets == sum(min(len(own) - 1, length) for own, _ in pairs)
 
 
+def test_copying_gets_right_what_follows_most_often(experiment: SimpleNamespace) -> None:
+    copied = experiment.siblings.copied
+    assert copied([1, 2, 3, 4], [[1, 2, 3, 4]]) == 2, "the first two have no predecessors"
+    assert copied([1, 2, 3], [[1, 2, 5], [1, 2, 3], [9, 1, 2, 5]]) == 0
+    assert copied([1, 2, 5, 7], [[1, 2, 5], [1, 2, 3], [9, 1, 2, 5]]) == 1
+    assert copied([1, 2, 3], [[1], [2, 3]]) == 0, "pieces are apart"
+    assert copied([1, 2, 3], []) == 0
+
+
 def test_search_ends_where_no_neighbour_is_better(experiment: SimpleNamespace) -> None:
     """Each loss is a convex function with another optimum, and only what the search asks for is known to it."""
     table, run = experiment.table, experiment.run
