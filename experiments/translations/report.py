@@ -1,24 +1,20 @@
-"""What is known so far: a Markdown table for each question, and plots."""
+"""What is known so far: a Markdown table for each question, and the picture."""
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
-import numpy as np
+from estimates import STREAMS, baseline, edges, efficiency, interval, noise, of_seeds, paired
+from figure import draw
 from results import Result, Results, tuned
 from scipy.stats import t
-from table import GROUPS, Run, Tuned
+from table import GROUPS, Run, StreamName, Tuned, ensembles
 
 from megalit.errors import UserError
 from megalit.files import write_atomic
 
-STREAMS = ("simple", "stitched")
-# More than the table asks for.
-SEEDS = 10
+ROWS = ["| run | loss | bits/byte | training tokens | epochs | difference |", "|---|---|---|---|---|---|"]
 
 
 def write_report(results: Results, scale: str, folder: Path) -> None:
@@ -34,176 +30,148 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         f"# Results so far, scale `{scale}`",
         "",
         "Written by run.py from the records beside it. Losses are of the held-out passages, in nats per token;",
-        "the last column is the difference from the tuned run of the same stream (`steps`: from its first run).",
+        "± is half of a 95% interval (Student's t).",
         "",
-        *_noise(results, best),
+        *_noise(results),
+        *_search(results, best),
+        *_streams(results, best),
+        *_ensembles(results, best),
     ]
     shown = set()
     for name, group in GROUPS.items():
-        runs = [run for run in group(best) if run.name in results]
+        runs = [run for run in group(best) if results.of(run) is not None]
         if runs:
-            control = next(group(best)) if name == "steps" else None
-            lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *_table(results, runs, best, control), ""]
+            lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *ROWS]
+            lines += [_row(results[run.name], _difference(results, run, _reference(name, run, best))) for run in runs]
+            lines += ["", *_gaps(results, runs)]
         shown |= {run.name for run in runs}
     others = [result for name, result in results.items() if name not in shown]
     if others:
-        lines += ["## Runs from earlier settings", "", *_rows([(result, None) for result in others]), ""]
-    lines += _efficiency(results, best)
-    lines += ["![losses](results.png)", ""]
-    figure = _draw(results, best)
+        lines += ["## Runs from earlier settings", "", *ROWS, *(_row(result, None) for result in others), ""]
+    lines += [*_efficiency(results, best), "![losses](results.png)", ""]
+    figure = draw(results, best)
     write_atomic(folder / "results.png", lambda file: figure.savefig(file, format="png"))
     write_atomic(folder / "results.md", lambda file: file.write("\n".join(lines).encode()))
 
 
-def _table(results: Results, runs: Iterable[Run], best: Tuned, control: Run | None) -> list[str]:
-    rows = []
-    for run in runs:
-        reference = results.loss(control or best[run.stream])
-        rows.append((results[run.name], None if reference is None else results[run.name].loss - reference))
-    return _rows(rows)
+def _row(result: Result, difference: float | None) -> str:
+    epochs = ", ".join(f"{name} {count:.2f}" for name, count in result.epochs.items())
+    return f"| {result.name} | {result.loss:.4f} | {result.bits_per_byte:.4f} | {result.tokens:,} | {epochs} | " + (
+        f"{difference:+.4f} |" if difference is not None else "|"
+    )
 
 
-def _rows(rows: Iterable[tuple[Result, float | None]]) -> list[str]:
-    lines = ["| run | loss | bits/byte | training tokens | epochs | difference |", "|---|---|---|---|---|---|"]
-    for result, difference in rows:
-        epochs = ", ".join(f"{name} {count:.2f}" for name, count in result.epochs.items())
-        lines.append(
-            f"| {result.name} | {result.loss:.4f} | {result.bits_per_byte:.4f} | {result.tokens:,} | {epochs} | "
-            + (f"{difference:+.4f} |" if difference is not None else "|")
-        )
-    return lines
+def _reference(group: str, run: Run, best: Tuned) -> Run:
+    """What a run is compared with: the tuned run, or in ``steps`` the run that it differs from in one thing."""
+    paper = next(GROUPS["steps"](best))
+    if group == "steps" and (run == best[run.stream] or (run.change.startswith(paper.change) and run != paper)):
+        return paper
+    return best[run.stream]
 
 
-def of_seeds(results: Results, run: Run) -> list[float]:
-    """Losses of a run with all seeds that there are."""
-    losses = (results.loss(replace(run, seed=seed)) for seed in range(SEEDS))
-    return [loss for loss in losses if loss is not None]
+def _difference(results: Results, run: Run, reference: Run) -> float | None:
+    own, other = results.loss(run), results.loss(reference)
+    return own - other if own is not None and other is not None else None
 
 
-def noise(results: Results) -> tuple[float, int] | None:
-    """Standard deviation between seeds, pooled over all runs with several, and its degrees of freedom."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for name, result in results.items():
-        groups[name.split("_seed")[0]].append(result.loss)
-    several = [losses for losses in groups.values() if len(losses) > 1]
-    freedom = sum(len(losses) - 1 for losses in several)
-    if not freedom:
-        return None
-    return math.sqrt(sum((len(losses) - 1) * stdev(losses) ** 2 for losses in several) / freedom), freedom
-
-
-def _noise(results: Results, best: Tuned) -> list[str]:
+def _noise(results: Results) -> list[str]:
     found = noise(results)
     if found is None:
         return ["No setting has been run with several seeds yet, so the noise is not known.", ""]
     deviation, freedom = found
     chance = math.sqrt(2) * deviation * float(t.ppf(0.975, freedom))
-    lines = [
+    return [
         f"Standard deviation between seeds: {deviation:.4f} (pooled, {freedom} degrees of freedom). Two single runs",
-        f"differ by more than chance (95%, Student's t) from {chance:.3f} on.",
+        f"that were chosen beforehand differ by more than chance (95%) from {chance:.3f} on. The tables hold dozens of",
+        "runs, and their differences are from a run that was chosen as the best, so some pass that by chance: what",
+        "counts has to be repeated with other seeds.",
         "",
-        "| recipe | seeds | mean loss | standard deviation |",
-        "|---|---|---|---|",
     ]
+
+
+def _search(results: Results, best: Tuned) -> list[str]:
+    lines = ["## The best settings", ""]
     for run in best.values():
-        losses = of_seeds(results, run)
-        if losses:
-            spread = f"{stdev(losses):.4f}" if len(losses) > 1 else ""
-            lines.append(f"| {run.recipe} | {len(losses)} | {mean(losses):.4f} | {spread} |")
-    return [*lines, "", *_paired(results, best)]
+        known = results.of(run)
+        if known is not None:
+            remarks = "; ".join(edges(results, run)) or "every neighbour on the grid is worse"
+            lines.append(f"- {known.name}: {remarks}")
+    return [*lines, ""]
 
 
-def _paired(results: Results, best: Tuned) -> list[str]:
-    """Differences within each seed: what seeds have in common falls out."""
-    lines = []
-    for first, second in (("simple", "real"), ("stitched", "real"), ("stitched", "simple")):
-        pairs = [
-            [results.loss(replace(best[stream], seed=seed)) for stream in (first, second)] for seed in range(SEEDS)
-        ]
-        differences = [f"{a - b:+.4f}" for a, b in pairs if a is not None and b is not None]
-        if differences:
-            lines.append(f"- {best[first].recipe} minus {best[second].recipe}, by seed: {', '.join(differences)}")
-    return [*lines, ""] if lines else []
+def _streams(results: Results, best: Tuned) -> list[str]:
+    """The tuned streams over seeds, and their differences within each seed."""
+    losses = {stream: of_seeds(results, best[stream]) for stream in STREAMS}
+    lines = ["| recipe | seeds | loss |", "|---|---|---|"]
+    lines += [f"| {best[s].recipe} | {len(losses[s])} | {interval(losses[s])} |" for s in STREAMS if losses[s]]
+    lines.append("")
+    pairs: list[tuple[StreamName, StreamName]] = [("simple", "real"), ("stitched", "real"), ("stitched", "simple")]
+    for first, second in pairs:
+        line = _pair(losses[first], losses[second])
+        if line:
+            lines.append(f"- {best[first].recipe} minus {best[second].recipe}: {line}")
+    return [*lines, ""]
 
 
-def _baseline(results: Results) -> tuple[list[int], list[float]]:
-    """Best loss of real only for each amount of real data: unique tokens, losses."""
-    best: dict[int, float] = {}
-    for name, result in results.items():
-        if name.startswith("real_") and "window" not in name:
-            best[result.real_tokens] = min(result.loss, best.get(result.real_tokens, math.inf))
-    return sorted(best), [best[tokens] for tokens in sorted(best)]
+def _pair(first: dict[int, float], second: dict[int, float]) -> str | None:
+    differences, half = paired(first, second)
+    if not differences:
+        return None
+    each = ", ".join(f"{difference:+.4f}" for difference in differences)
+    return f"{mean(differences):+.4f} ± {half:.4f} (by seed: {each})" if half is not None else f"{each} (one seed)"
+
+
+def _ensembles(results: Results, best: Tuned) -> list[str]:
+    rows = []
+    for name, members in ensembles(best).items():
+        averages = results.averages(name)
+        if averages is not None:
+            curves = (averages["probabilities"], averages["logits"])
+            cells = (" / ".join(f"{loss:.4f}" for loss in curve) for curve in curves)
+            rows.append(f"| {name} | {len(members)} | {' | '.join(cells)} |")
+    if not rows:
+        return []
+    return [
+        "## Ensembles",
+        "",
+        "| members | n | probabilities averaged, K = 1 … n | logits averaged |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _gaps(results: Results, runs: Iterable[Run]) -> list[str]:
+    """Stitched minus simple where both were run with the same generations and change."""
+    return [*lines, ""] if (lines := list(_gap_lines(results, list(runs)))) else []
+
+
+def _gap_lines(results: Results, runs: list[Run]) -> Iterator[str]:
+    for run in runs:
+        for other in runs:
+            same = all(getattr(run, name) == getattr(other, name) for name in ("generations", "change", "mix", "seed"))
+            if run.stream == "stitched" and other.stream == "simple" and same and not run.seed:
+                line = _pair(of_seeds(results, run), of_seeds(results, other))
+                yield f"- {run.name} minus {other.name}: {line}"
 
 
 def _efficiency(results: Results, best: Tuned) -> list[str]:
-    tokens, losses = _baseline(results)
-    if len(tokens) < 2 or results.loss(best["real"]) is None:
+    points = baseline(results, best)
+    real = results.of(best["real"])
+    if len(points) < 2 or real is None:
         return []
-    own = results[best["real"].name].real_tokens
     lines = [
         "## Data efficiency",
         "",
-        "How many times the real tokens real only would need for the loss: log-linear between the measured amounts of",
-        "data, each with the best loss of its runs.",
+        "How many times the real tokens real only would need for the loss, log-linear between the measured amounts",
+        "of data. Other amounts have the tuned run's settings, not settings of their own, which flatters the streams.",
         "",
         "| recipe | loss | data efficiency |",
         "|---|---|---|",
     ]
-    for stream in STREAMS:
-        reached = of_seeds(results, best[stream])
-        if reached:
-            loss = mean(reached)
-            if loss < losses[-1]:
-                worth = f"> {tokens[-1] / own:.2f}"
-            else:
-                worth = f"{math.exp(float(np.interp(-loss, [-x for x in losses], np.log(tokens)))) / own:.2f}"
-            lines.append(f"| {best[stream].recipe} | {loss:.4f} | {worth} |")
+    for stream in STREAMS[1:]:
+        losses = of_seeds(results, best[stream])
+        if losses:
+            loss = mean(losses.values())
+            lines.append(f"| {best[stream].recipe} | {loss:.4f} | {efficiency(points, real.real_tokens, loss)} |")
     return [*lines, ""]
-
-
-def _draw(results: Results, best: Tuned) -> Any:
-    """Loss against G, against the window and against the amount of real data."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.8), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    of_g, of_window, of_data = figure.subplots(1, 3)
-    real = of_seeds(results, best["real"])
-    if real:
-        of_g.axhline(mean(real), color="0.4", linestyle="--", label="real only")
-    for stream in STREAMS:
-        _line(of_g, stream, [(g, of_seeds(results, replace(best[stream], generations=g))) for g in (1, 2, 4, 8, 11)])
-    of_g.set_xlabel("G (generations of a document)")
-    for stream in ("real", *STREAMS):
-        points = {1024: of_seeds(results, best[stream])}
-        for run in GROUPS["window"](best):
-            if run.stream == stream:
-                points[int(run.settings["data.context_length"])] = of_seeds(results, run)
-        _line(of_window, best[stream].recipe, sorted(points.items()))
-    of_window.set_xlabel("window (tokens)")
-    tokens, losses = _baseline(results)
-    of_data.plot(tokens, losses, marker="o", label="real only, best of its runs", color="0.4")
-    for stream in STREAMS:
-        reached = of_seeds(results, best[stream])
-        if reached and real:
-            own = results[best["real"].name].real_tokens
-            of_data.scatter([own], [mean(reached)], label=best[stream].recipe, zorder=3)
-    of_data.set_xlabel("unique real tokens")
-    for axes, places in ((of_g, (1, 2, 4, 8, 11)), (of_window, (256, 512, 1024, 2048)), (of_data, None)):
-        axes.set_xscale("log")
-        if places:
-            axes.set_xticks(places, [str(place) for place in places])
-            axes.minorticks_off()
-        axes.set_ylabel("loss (nats per token)")
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
-    return figure
-
-
-def _line(axes: Any, label: str, points: Sequence[tuple[int, list[float]]]) -> None:
-    there = [(at, losses) for at, losses in points if losses]
-    if there:
-        spread = [stdev(losses) if len(losses) > 1 else 0.0 for _, losses in there]
-        axes.errorbar([at for at, _ in there], [mean(losses) for _, losses in there], spread, marker="o", label=label)

@@ -110,18 +110,30 @@ class Results(Mapping[str, Result]):
         return result
 
     def add_average(self, name: str, members: Sequence[Run], output: Path) -> None:
-        """Keep what matters of a measured ensemble: the losses of its members, and of the first K averaged."""
-        suite = read_json(output)["suites"]["iid"]
-        self.average_file(name).parent.mkdir(parents=True, exist_ok=True)
-        record = {"members": [run.name for run in members], "alone": suite["alone"], "averages": suite["averages"]}
-        write_json(self.average_file(name), record)
+        """Keep what matters of a measured ensemble: the losses of the averages of the first K members."""
+        averages = read_json(output)["suites"]["iid"]["averages"]
+        record = {"setup": self.setup, "members": [run.name for run in members], "averages": averages}
+        path = self._average_file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
 
-    def average_file(self, name: str) -> Path:
-        """Where the record of an ensemble is."""
+    def averages(self, name: str) -> dict[str, list[float]] | None:
+        """Losses of the averages of the first K members, by kind of average, where that was measured."""
+        path = self._average_file(name)
+        record = read_json(path) if path.exists() else {"setup": None}
+        return record["averages"] if record["setup"] == self.setup else None
+
+    def _average_file(self, name: str) -> Path:
         return self.folder / "ensembles" / f"{name}.json"
 
     def loss(self, run: Run) -> float | None:
-        return self._results[run.name].loss if run.name in self._results else None
+        result = self.of(run)
+        return result.loss if result is not None else None
+
+    def of(self, run: Run) -> Result | None:
+        """The run's record, unless that name meant something else when it was made."""
+        result = self.get(run.name)
+        return result if result is not None and result.arguments == run.arguments() else None
 
     def __getitem__(self, name: str) -> Result:
         return self._results[name]
@@ -137,8 +149,8 @@ def tuned(scale: str, results: Results) -> Tuned:
     """The settings at which streams are compared: the best that are known, as long as none is, those of the start."""
     best = {}
     for stream, start in START[scale].items():
-        known = [run for run in grid(start) if run.name in results]
-        best[stream] = min(known, key=lambda run: results[run.name].loss, default=start)
+        losses = {run: loss for run in grid(start) if (loss := results.loss(run)) is not None}
+        best[stream] = min(losses, key=losses.__getitem__, default=start)
     return best
 
 

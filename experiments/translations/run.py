@@ -8,23 +8,26 @@ run what is known so far. README.md tells what the passages are.
 """
 
 import math
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Container, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 from jsonargparse import CLI
 from report import write_report
 from results import Results, setup_fingerprint, tuned
-from table import GROUPS, RUNS, START, Run, ensembles
+from table import GROUPS, START, Run, ensembles
+from training import Trainer, first_to_end, stop
 
 from megalit.cli.console import console
 from megalit.errors import UserError
+from megalit.preemption import STOPPED
 
 HERE = Path(__file__).parent
+# When so many runs have failed and none has succeeded, it is not the runs' fault.
+HOPELESS = 3
 
 
 def main(
@@ -66,102 +69,107 @@ def main(
     if passages is None or not Path(passages).is_file():
         raise UserError(f"--passages {passages} is no file: name the file of documents with generations")
     base = [HERE / "base.yaml", HERE / f"{scale}.yaml", *map(Path, configs)]
-    known = Results(folder, setup_fingerprint(Path(passages), base))
+    for path in base:
+        if not path.is_file():
+            raise UserError(f"--configs names {path}, which is no file: name configurations of `megalit fit`")
+    setup = setup_fingerprint(Path(passages), base)
+    known = Results(folder, setup)
+    trainer = Trainer(base, Path(passages), Path(output) / "data", Path(output) / f"{scale}-{setup[:8]}", jobs > 1)
     ends = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
-    trainer = Trainer(base, Path(passages), Path(output) / "data", Path(output) / scale, quiet=jobs > 1)
     failed = train_table(groups, scale, known, trainer, jobs, ends)
     if failed:
         raise UserError(f"{', '.join(failed)} failed: mend what they say above, then give the same command")
 
 
-@dataclass(frozen=True)
-class Trainer:
-    """What all runs share: configurations, passages, and the folders of the data and of the runs."""
-
-    configs: Sequence[Path]
-    passages: Path
-    data: Path
-    runs: Path
-    quiet: bool
-
-    def train(self, run: Run) -> bool:
-        """Train one run, or continue it, as a process of its own; say whether it is finished."""
-        command = [sys.executable, "-m", "megalit", "fit"]
-        for path in self.configs:
-            command += ["--config", str(path)]
-        command += [f"--run={self.runs / run.name}", f"--prepare.folder={self.data}"]
-        command += [f"--prepare.corpus.inputs=[{self.passages}]"]
-        command += [argument.replace(RUNS, str(self.runs)) for argument in run.arguments()]
-        if not self.quiet:
-            return subprocess.run(command).returncode == 0
-        log = self.runs / f"{run.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            done = subprocess.run(command, stdout=file, stderr=file).returncode == 0
-        if not done:
-            console.print(f"{run.name}: {last_line(log)} ({log})")
-        return done
-
-
-def last_line(log: Path) -> str:
-    """What a process said last."""
-    return ([line for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["(nothing)"])[-1]
-
-
 def train_table(
     groups: Sequence[str], scale: str, known: Results, trainer: Trainer, jobs: int, ends: float
 ) -> list[str]:
-    """Train the table's runs that have no record, some at a time, and return the names of those that failed."""
-    begun: set[str] = set()
-    failed = []
-    with ThreadPoolExecutor(jobs) as pool:
-        under_way: dict[Future[bool], Run] = {}
+    """Train the table's runs that have no record, some at a time, and return the names of those that failed.
+
+    Raises:
+        UserError: runs were told to stop, or the first ones all failed.
+    """
+    failed: list[str] = []
+    under_way: dict[Run, subprocess.Popen[bytes]] = {}
+    measure_averages(known, scale, trainer)
+    try:
         while True:
-            while len(under_way) < jobs and (run := following(groups, scale, known, begun, ends)):
-                begun.add(run.name)
-                under_way[pool.submit(trainer.train, run)] = run
+            while len(under_way) < jobs and time.monotonic() < ends:
+                following = next_run(groups, scale, known, trainer, under_way, failed)
+                if following is None:
+                    break
+                console.print(f"{following[0]}: {following[1].name}")
+                under_way[following[1]] = trainer.start(following[1])
             if not under_way:
+                if time.monotonic() >= ends:
+                    console.print("the time is used up: the same command goes on")
+                for run, teacher in untaught(groups, scale, known, trainer):
+                    console.print(f"{run.name} needs {teacher.name}, which was trained elsewhere: delete its record")
                 return failed
-            for job in wait(under_way, return_when=FIRST_COMPLETED).done:
-                run = under_way.pop(job)
-                if not job.result():
-                    # A learning rate may be too high, and the other runs are worth as much without it.
-                    failed.append(run.name)
-                    continue
-                result = known.add(run, trainer.runs / run.name)
-                console.print(f"{run.name}: {result.loss:.4f} nats per token")
-                measure_averages(known, scale, trainer.runs)
-                write_report(known, scale, known.folder)
+            run, status = first_to_end(under_way)
+            del under_way[run]
+            if status == STOPPED:
+                raise UserError("a run was told to stop: the same command goes on")
+            if status:
+                # A learning rate may be too high, and the other runs are worth as much without it.
+                trainer.explain(run)
+                failed.append(run.name)
+                if len(failed) == HOPELESS and not known:
+                    raise UserError(f"the first {HOPELESS} runs failed: mend what they say above")
+                continue
+            result = known.add(run, trainer.runs / run.name)
+            console.print(f"{run.name}: {result.loss:.4f} nats per token")
+            measure_averages(known, scale, trainer)
+            write_report(known, scale, known.folder)
+    finally:
+        stop(under_way.values())
 
 
-def following(groups: Sequence[str], scale: str, known: Results, begun: Container[str], ends: float) -> Run | None:
-    """The table's first run that has no record and was not begun, at the best settings known by now."""
+def next_run(
+    groups: Sequence[str],
+    scale: str,
+    known: Results,
+    trainer: Trainer,
+    under_way: Container[Run],
+    failed: Container[str],
+) -> tuple[str, Run] | None:
+    """The table's first run that has yet to be begun, at the best settings known by now, with its group."""
     best = tuned(scale, known)
     for group in groups:
-        for run in GROUPS[group](best):
-            if run.name not in known and run.name not in begun:
-                if time.monotonic() > ends:
-                    console.print("the time is used up: the same command goes on")
-                    return None
-                console.print(f"{group}: {run.name}")
-                return run
+        runs = [run for run in GROUPS[group](best) if known.of(run) is None and run.name not in failed]
+        for run in runs:
+            if run not in under_way and all(trainer.has(teacher, known) for teacher in run.teachers):
+                return group, run
+        if group == "search" and runs:
+            return None  # what comes after it depends on where it ends
     return None
 
 
-def measure_averages(known: Results, scale: str, runs: Path) -> None:
-    """Measure the ensembles whose members have all been trained, where those are on this machine."""
+def untaught(groups: Sequence[str], scale: str, known: Results, trainer: Trainer) -> Iterator[tuple[Run, Run]]:
+    """Runs that cannot be trained because a teacher has a record and no weights on this machine, with that teacher."""
+    for group in groups:
+        for run in GROUPS[group](tuned(scale, known)):
+            missing = [teacher for teacher in run.teachers if known.of(teacher) and not trainer.has(teacher, known)]
+            if known.of(run) is None and missing:
+                yield run, missing[0]
+
+
+def measure_averages(known: Results, scale: str, trainer: Trainer) -> None:
+    """Measure the ensembles whose members are all on this machine."""
     for name, members in ensembles(tuned(scale, known)).items():
-        there = all(run.name in known and (runs / run.name).is_dir() for run in members)
-        if not there or known.average_file(name).exists():
-            continue
-        output = runs / f"ensemble-{name}.json"
-        folders = [str(runs / run.name) for run in members]
-        command = [sys.executable, "-m", "megalit", "ensemble", "--runs", *folders, f"--output={output}"]
-        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0:
-            known.add_average(name, members, output)
+        if known.averages(name) is None and all(trainer.has(run, known) for run in members):
+            output = trainer.average(name, members)
+            if output is not None:
+                known.add_average(name, members, output)
+
+
+def interrupt(*_: object) -> None:
+    """What a terminal's Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         CLI(main, as_positional=False)
     except UserError as error:

@@ -1,0 +1,69 @@
+"""The picture of the results: loss against G, against the window and against the amount of real data."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import mean, stdev
+from typing import Any
+
+from estimates import STREAMS, baseline, of_seeds
+from results import Results
+from table import GROUPS, Tuned
+
+# The window of base.yaml.
+WINDOW = 1024
+
+
+def draw(results: Results, best: Tuned) -> Any:
+    """A matplotlib figure with the three panels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), layout="constrained", dpi=110)
+    FigureCanvasAgg(figure)
+    of_g, of_window, of_data = figure.subplots(1, 3)
+    real = list(of_seeds(results, best["real"]).values())
+    if real:
+        of_g.axhline(mean(real), color="0.4", linestyle="--", label="real only")
+    counts = sorted({best["simple"].generations, *(run.generations for run in GROUPS["generations"](best))})
+    for stream in STREAMS[1:]:
+        _line(of_g, stream, [(g, _losses(results, replace(best[stream], generations=g))) for g in counts])
+    lengths = {WINDOW}
+    for stream in STREAMS:
+        points = {WINDOW: _losses(results, best[stream])}
+        for run in GROUPS["window"](best):
+            if run.stream == stream:
+                points[int(run.settings["data.context_length"])] = _losses(results, run)
+        _line(of_window, best[stream].recipe, sorted(points.items()))
+        lengths |= set(points)
+    points_of_data = baseline(results, best)
+    of_data.plot(*zip(*points_of_data, strict=True), marker="o", label="real only", color="0.4")
+    for stream in STREAMS[1:]:
+        reached, known = _losses(results, best[stream]), results.of(best["real"])
+        if reached and known is not None:
+            of_data.scatter([known.real_tokens], [mean(reached)], label=best[stream].recipe, zorder=3)
+    for axes, label, places in (
+        (of_g, "G (generations of a document)", counts),
+        (of_window, "window (tokens)", sorted(lengths)),
+        (of_data, "unique real tokens", None),
+    ):
+        axes.set_xlabel(label)
+        axes.set_xscale("log")
+        if places:
+            axes.set_xticks(places, [str(place) for place in places])
+            axes.minorticks_off()
+        axes.set_ylabel("loss (nats per token)")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+    return figure
+
+
+def _losses(results: Results, run: Any) -> list[float]:
+    return list(of_seeds(results, run).values())
+
+
+def _line(axes: Any, label: str, points: Sequence[tuple[int, list[float]]]) -> None:
+    there = [(at, losses) for at, losses in points if losses]
+    if there:
+        spread = [stdev(losses) if len(losses) > 1 else 0.0 for _, losses in there]
+        axes.errorbar([at for at, _ in there], [mean(losses) for _, losses in there], spread, marker="o", label=label)

@@ -1,0 +1,91 @@
+"""Runs as processes of their own: starting, continuing, stopping, and whether one is on this machine."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from results import Results
+from table import RUNS, Run
+
+from megalit.cli.console import console
+from megalit.scaling.records import FILE, read_record
+
+# How often the processes are looked at.
+WATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What all runs share: configurations, passages, and the folders of the data and of the runs.
+
+    With ``quiet``, what a run says goes to a log beside its folder.
+    """
+
+    configs: Sequence[Path]
+    passages: Path
+    data: Path
+    runs: Path
+    quiet: bool
+
+    def start(self, run: Run) -> "subprocess.Popen[bytes]":
+        """Train a run, or continue it."""
+        command = [sys.executable, "-m", "megalit", "fit"]
+        for path in self.configs:
+            command += ["--config", str(path)]
+        command += [f"--run={self.runs / run.name}", f"--prepare.folder={self.data}"]
+        command += [f"--prepare.corpus.inputs={json.dumps([str(self.passages.resolve())])}"]
+        command += [argument.replace(RUNS, str(self.runs)) for argument in run.arguments()]
+        if not self.quiet:
+            return subprocess.Popen(command)
+        self.runs.mkdir(parents=True, exist_ok=True)
+        with self._log(run).open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def explain(self, run: Run) -> None:
+        """Say why a run failed, where it could not say so itself."""
+        if self.quiet:
+            lines = [line for line in self._log(run).read_text(errors="replace").splitlines() if line.strip()]
+            console.print(f"{run.name}: {lines[-1] if lines else 'it said nothing'} ({self._log(run)})")
+
+    def has(self, run: Run, known: Results) -> bool:
+        """Whether the weights that the run's record is about are on this machine."""
+        folder = self.runs / run.name
+        loss = known.loss(run)
+        if loss is None or not (folder / FILE).exists():
+            return False
+        record = read_record(folder)
+        return record.status == "finished" and round(record.losses["iid"]["nats_per_token"], 5) == loss
+
+    def average(self, name: str, members: Sequence[Run]) -> Path | None:
+        """Measure the averages of the first K members, and return the file that says so."""
+        output = self.runs / f"ensemble-{name}.json"
+        folders = [str(self.runs / run.name) for run in members]
+        command = [sys.executable, "-m", "megalit", "ensemble", "--runs", *folders, f"--output={output}"]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+        return output if done else None
+
+    def _log(self, run: Run) -> Path:
+        return self.runs / f"{run.name}.log"
+
+
+def first_to_end(processes: "Mapping[Run, subprocess.Popen[bytes]]") -> tuple[Run, int]:
+    """Wait for one of the processes; return its run and its exit status."""
+    while True:
+        for run, process in processes.items():
+            status = process.poll()
+            if status is not None:
+                return run, status
+        time.sleep(WATCH_SECONDS)
+
+
+def stop(processes: "Iterable[subprocess.Popen[bytes]]") -> None:
+    """Let processes save a checkpoint and end."""
+    processes = list(processes)
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
