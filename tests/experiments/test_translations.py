@@ -194,6 +194,12 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
     assert read
     assert not held_out & read, "chapters are held out whole"
 
+    trainer = experiment.training.Trainer([], passages, Path(), runs, quiet=False)
+    assert trainer.has(two[1], kept)
+    assert not trainer.has(replace(two[1], seed=1), kept)
+    kept._results[two[1].name] = replace(kept[two[1].name], loss=1.0)
+    assert not trainer.has(two[1], kept), "these are other weights than the record's"
+
     experiment.siblings.main("runs/translations/data", [str(runs / two[1].name)], most=1, output="siblings.json")
     own, others = json.loads(Path("siblings.json").read_text())[two[1].name].values()
     assert own[0] == others[0], "behind nothing is behind nothing"
