@@ -43,7 +43,7 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         if runs:
             lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *ROWS]
             lines += [_row(results[run.name], _difference(results, run, _reference(name, run, best))) for run in runs]
-            lines += ["", *_gaps(results, runs)]
+            lines += ["", *(_gaps(results, runs) if name != "search" else ())]
         shown |= {run.name for run in runs}
     others = [result for name, result in results.items() if name not in shown]
     if others:

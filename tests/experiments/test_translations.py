@@ -357,6 +357,9 @@ def test_report_of_made_up_losses(
     text = (tmp_path / "results.md").read_text()
     assert "3.0000 / 2.9000 | 3.0000 / 2.9500" in text
     assert "stitched-4 minus simple-4: " in text
+    of_search = text[text.index("## search") : text.index("## seeds")]
+    assert "minus" not in of_search, "its runs differ in their settings"
+    assert text.count("- stitched-11_") == text.count("- stitched-1_") == 1
     assert (tmp_path / "results.png").stat().st_size > 10_000
 
 
