@@ -22,8 +22,9 @@ def test_two_workers_certify_one_point_and_run_nothing_twice(
     config = {
         "output": str(tmp_path / "sweep"),
         "fit": [f"--config={tmp_path / 'base.yaml'}", "--data.total_tokens=5000"],
-        "space": {"model.weight_decay": [0.0, 0.1, 0.2]},
-        "start": {"model.weight_decay": 0.1},
+        # The middle is far better than either end, so all three are needed, whichever worker is first.
+        "space": {"model.learning_rate": [1.0e-6, 3.0e-3, 0.3]},
+        "start": {"model.learning_rate": 3.0e-3},
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(config))
     array = submit(slurm, tmp_path, "--array", "2", "--", "sweep", "--config", tmp_path / "sweep.yaml")
