@@ -1,8 +1,6 @@
 """The experiment on translations: its table holds together, and its driver goes on where it stopped."""
 
 import json
-import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +9,6 @@ from typing import Any
 
 import pytest
 from data_sets import make_rows, write_jsonl
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from megalit import cli
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
@@ -32,25 +28,6 @@ model:
   compile: false
 trainer: {accelerator: cpu, precision: 32-true}
 """
-
-
-@pytest.fixture
-def experiment(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The experiment's modules, which lie in no package."""
-    monkeypatch.syspath_prepend(str(HERE))
-    for name in ("run", "table", "results", "report", "siblings", "estimates", "figure", "training"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    import estimates
-    import report
-    import results
-    import run
-    import siblings
-    import table
-    import training
-
-    return SimpleNamespace(
-        run=run, table=table, results=results, report=report, siblings=siblings, estimates=estimates, training=training
-    )
 
 
 @pytest.fixture
@@ -226,85 +203,6 @@ def test_a_run_that_fails_keeps_no_other_back(
     assert len(failed) == 6
 
 
-@pytest.fixture
-def known(experiment: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Records without files, of runs that reach the loss of :func:`loss`."""
-    from megalit.scaling.records import RunRecord
-
-    class Known(experiment.results.Results):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            super().__init__(tmp_path / "records", "setup")
-            self.measured: list[str] = []
-
-        def add(self, run: Any, folder: Path) -> Any:
-            values = dict.fromkeys(RunRecord.__dataclass_fields__)
-            self._results[run.name] = experiment.results.Result(
-                **{name: values.get(name) for name in experiment.results.Result.__dataclass_fields__}
-                | {"name": run.name, "arguments": run.arguments(), "loss": loss(run), "bits_per_byte": 1.0}
-                | {"tokens": int(1000 * run.passes), "epochs": {"real": run.epochs}, "real_tokens": real_tokens(run)}
-            )
-            return self._results[run.name]
-
-        def add_average(self, name: str, members: Any, output: Path) -> None:
-            self.measured.append(name)
-
-        def averages(self, name: str) -> Any:
-            return {"probabilities": [3.0, 2.9], "logits": [3.0, 2.95]} if name in self.measured else None
-
-    return Known()
-
-
-OPTIMA = {"real": (16, 3e-3, 1.6), "simple": (4, 1e-2, 0.0), "stitched": (8, 3e-2, 0.8)}
-
-
-def loss(run: Any) -> float:
-    """A convex function of the three axes with another optimum for each stream, and what seed and data are worth."""
-    from table import GRID
-
-    values = (run.epochs, run.learning_rate, run.weight_decay)
-    far = sum(
-        abs(steps.index(value) - steps.index(best)) if value in steps else 9
-        for steps, value, best in zip(GRID.values(), values, OPTIMA[run.stream], strict=True)
-    )
-    fewer = math.log2(0.125 / float(run.settings.get("data.real_fraction", "0.125")))
-    worth = {"real": 0.5, "simple": 0.2, "stitched": 0.1}[run.stream]
-    return 3 + worth + 0.01 * far + 0.02 * run.seed * (1 if run.stream == "real" else 2) + 0.25 * fewer
-
-
-def real_tokens(run: Any) -> int:
-    return int(1000 * float(run.settings.get("data.real_fraction", "0.125")))
-
-
-@pytest.fixture
-def trained(experiment: SimpleNamespace, known: Any, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The whole table, three runs at a time; the highest learning rate fails for real only."""
-    order: list[Any] = []
-
-    class Trainer:
-        runs = Path()
-
-        def start(self, run: Any) -> SimpleNamespace:
-            assert all(teacher.name in known for teacher in run.teachers), "teachers first"
-            order.append(run)
-            status = int(run.learning_rate == 3e-2 and run.stream == "real")
-            return SimpleNamespace(poll=lambda: status)
-
-        def has(self, run: Any, known: Any) -> bool:
-            return known.of(run) is not None
-
-        def average(self, name: str, members: Any) -> Path:
-            return Path()
-
-        def explain(self, run: Any) -> None:
-            pass
-
-    groups = list(experiment.table.GROUPS)
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment.run, "write_report", lambda *_: None)
-        failed = experiment.run.train_table(groups, "small", known, Trainer(), 3, float("inf"))
-    return SimpleNamespace(order=order, failed=failed)
-
-
 def test_the_whole_table_several_runs_at_a_time(
     experiment: SimpleNamespace, known: Any, trained: SimpleNamespace
 ) -> None:
@@ -316,7 +214,7 @@ def test_the_whole_table_several_runs_at_a_time(
         assert run.passes <= 1.001 * table.MOST_PASSES * (2 if run.change == "member" else 1)
     best = experiment.results.tuned("small", known)
     for stream, run in best.items():
-        assert (run.epochs, run.learning_rate, run.weight_decay) == OPTIMA[stream]
+        assert (run.epochs, run.learning_rate, run.weight_decay) == known.optima[stream]
         untried = [near.name for axis in table.GRID for near in table.neighbours(run, axis) if near.name not in known]
         assert set(untried) <= set(trained.failed)
     settled = max(order.index(run.name) for run in table.search(best) if run.name not in trained.failed)
@@ -324,88 +222,3 @@ def test_the_whole_table_several_runs_at_a_time(
     assert {run.name for run in others} <= set(known), "the whole table, at the best settings"
     assert all(order.index(run.name) > settled for run in others if run not in list(table.search(best)))
     assert set(known.measured) >= set(table.ensembles(best))
-
-
-def test_nothing_to_report(experiment: SimpleNamespace, known: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no records"):
-        experiment.report.write_report(known, "small", tmp_path)
-
-
-def test_report_of_made_up_losses(
-    experiment: SimpleNamespace, known: Any, trained: SimpleNamespace, tmp_path: Path
-) -> None:
-    estimates = experiment.estimates
-    best = experiment.results.tuned("small", known)
-    # Real only: seeds 0, 1, 2 are .02 apart; the others .04.
-    real, simple = (estimates.of_seeds(known, best[stream]) for stream in ("real", "simple"))
-    base = loss(best["real"])
-    assert {seed: real[seed] for seed in range(3)} == pytest.approx({0: base, 1: base + 0.02, 2: base + 0.04})
-    differences, half = estimates.paired(simple, real)
-    assert differences[:3] == pytest.approx([differences[0] + 0.02 * seed for seed in range(3)])
-    # The 95% interval of the mean of (0, .02, .04): 4.3027 · .02 / sqrt(3).
-    assert estimates.half_width([0.0, 0.02, 0.04]) == pytest.approx(0.049683, abs=1e-5)
-    assert half is not None
-    # Twice the data is worth .25: an eighth of 1,000 tokens is 125.
-    points = estimates.baseline(known, best)
-    assert [tokens for tokens, _ in points] == [62, 125, 250, 500]
-    whole = dict(points)
-    assert estimates.efficiency([(100, 4.0), (200, 3.75)], 100, 3.875) == "1.41"
-    assert estimates.efficiency(points, 125, whole[500] - 0.1) == "> 4.00"
-    assert estimates.efficiency(points, 125, whole[62] + 0.1) == "< 0.50"
-    assert estimates.efficiency([(100, 4.0), (200, 4.1)], 100, 4.0).startswith("unknown")
-    experiment.report.write_report(known, "small", tmp_path)
-    text = (tmp_path / "results.md").read_text()
-    assert "3.0000 / 2.9000 | 3.0000 / 2.9500" in text
-    assert "stitched-4 minus simple-4: " in text
-    of_search = text[text.index("## search") : text.index("## seeds")]
-    assert "minus" not in of_search, "its runs differ in their settings"
-    assert text.count("- stitched-11_") == text.count("- stitched-1_") == 1
-    assert (tmp_path / "results.png").stat().st_size > 10_000
-
-
-def test_search_says_where_it_ended(experiment: SimpleNamespace, known: Any) -> None:
-    table, edges = experiment.table, experiment.estimates.edges
-    run = replace(table.START["small"]["simple"], epochs=8)
-    for axis in table.GRID:
-        for near in table.neighbours(run, axis):
-            known.add(near, Path())
-    assert edges(known, run) == ["epochs: at the budget of 32 passes, more was not tried"]
-    assert "weight_decay: at the edge of the grid" in edges(known, replace(run, weight_decay=0.0))
-    assert edges(known, replace(run, epochs=4))[0] == "epochs: 8 and 2 not tried"
-
-
-def test_a_record_of_another_meaning_is_not_taken(experiment: SimpleNamespace, known: Any) -> None:
-    run = replace(experiment.table.START["small"]["real"], change="muon", settings={"model.optimizer.name": "muon"})
-    known.add(run, Path())
-    assert known.of(run) is not None
-    assert known.of(replace(run, settings={"model.optimizer.momentum": "0.9"})) is None
-
-
-@given(
-    st.lists(
-        st.tuples(st.lists(st.integers(0, 9), min_size=2, max_size=12), st.lists(st.integers(0, 9), max_size=20)),
-        min_size=1,
-    ),
-    st.integers(1, 16),
-)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_only_the_real_document_is_predicted(
-    experiment: SimpleNamespace, pairs: list[tuple[list[int], list[int]]], length: int
-) -> None:
-    suite = experiment.siblings.RealBehind(*zip(*pairs, strict=True), length)
-    batch = suite.batch(range(suite.windows))
-    for (own, piece), tokens, targets in zip(pairs, batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
-        predicted = [at for at, target in enumerate(targets) if target != experiment.siblings.IGNORED]
-        assert [targets[at] for at in predicted] == own[1:][-length:]
-        end = predicted[-1]
-        assert [*tokens[: end + 1], targets[end]] == (piece + own)[-length - 1 :]
-    assert suite.targets == sum(min(len(own) - 1, length) for own, _ in pairs)
-
-
-def test_copying_gets_right_what_follows_most_often(experiment: SimpleNamespace) -> None:
-    copied = experiment.siblings.copied
-    assert copied([1, 2, 3, 4], [[1, 2, 3, 4]]) == 2, "the first two have no predecessors"
-    assert copied([1, 2, 3], [[1, 2, 5], [1, 2, 3], [9, 1, 2, 5]]) == 0
-    assert copied([1, 2, 5, 7], [[1, 2, 5], [1, 2, 3], [9, 1, 2, 5]]) == 1
-    assert copied([1, 2, 3], [[1], [2, 3]]) == 0, "pieces are apart"
-    assert copied([1, 2, 3], []) == 0

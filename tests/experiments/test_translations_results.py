@@ -1,0 +1,97 @@
+"""The experiment on translations: what is made of its records, and what is measured behind siblings."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from megalit.errors import UserError
+
+
+def test_nothing_to_report(experiment: SimpleNamespace, known: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no records"):
+        experiment.report.write_report(known, "small", tmp_path)
+
+
+def test_report_of_made_up_losses(
+    experiment: SimpleNamespace, known: Any, trained: SimpleNamespace, tmp_path: Path
+) -> None:
+    estimates = experiment.estimates
+    best = experiment.results.tuned("small", known)
+    # Real only: seeds 0, 1, 2 are .02 apart; the others .04.
+    real, simple = (estimates.of_seeds(known, best[stream]) for stream in ("real", "simple"))
+    base = known.expected(best["real"])
+    assert {seed: real[seed] for seed in range(3)} == pytest.approx({0: base, 1: base + 0.02, 2: base + 0.04})
+    differences, half = estimates.paired(simple, real)
+    assert differences[:3] == pytest.approx([differences[0] + 0.02 * seed for seed in range(3)])
+    # The 95% interval of the mean of (0, .02, .04): 4.3027 · .02 / sqrt(3).
+    assert estimates.half_width([0.0, 0.02, 0.04]) == pytest.approx(0.049683, abs=1e-5)
+    assert half is not None
+    # Twice the data is worth .25: an eighth of 1,000 tokens is 125.
+    points = estimates.baseline(known, best)
+    assert [tokens for tokens, _ in points] == [62, 125, 250, 500]
+    whole = dict(points)
+    assert estimates.efficiency([(100, 4.0), (200, 3.75)], 100, 3.875) == "1.41"
+    assert estimates.efficiency(points, 125, whole[500] - 0.1) == "> 4.00"
+    assert estimates.efficiency(points, 125, whole[62] + 0.1) == "< 0.50"
+    assert estimates.efficiency([(100, 4.0), (200, 4.1)], 100, 4.0).startswith("unknown")
+    experiment.report.write_report(known, "small", tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "3.0000 / 2.9000 | 3.0000 / 2.9500" in text
+    assert "stitched-4 minus simple-4: " in text
+    of_search = text[text.index("## search") : text.index("## seeds")]
+    assert "minus" not in of_search, "its runs differ in their settings"
+    assert text.count("- stitched-11_") == text.count("- stitched-1_") == 1
+    assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_search_says_where_it_ended(experiment: SimpleNamespace, known: Any) -> None:
+    table, edges = experiment.table, experiment.estimates.edges
+    run = replace(table.START["small"]["simple"], epochs=8)
+    for axis in table.GRID:
+        for near in table.neighbours(run, axis):
+            known.add(near, Path())
+    assert edges(known, run) == ["epochs: at the budget of 32 passes, more was not tried"]
+    assert "weight_decay: at the edge of the grid" in edges(known, replace(run, weight_decay=0.0))
+    assert edges(known, replace(run, epochs=4))[0] == "epochs: 8 and 2 not tried"
+
+
+def test_a_record_of_another_meaning_is_not_taken(experiment: SimpleNamespace, known: Any) -> None:
+    run = replace(experiment.table.START["small"]["real"], change="muon", settings={"model.optimizer.name": "muon"})
+    known.add(run, Path())
+    assert known.of(run) is not None
+    assert known.of(replace(run, settings={"model.optimizer.momentum": "0.9"})) is None
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 9), min_size=2, max_size=12), st.lists(st.integers(0, 9), max_size=20)),
+        min_size=1,
+    ),
+    st.integers(1, 16),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_only_the_real_document_is_predicted(
+    experiment: SimpleNamespace, pairs: list[tuple[list[int], list[int]]], length: int
+) -> None:
+    suite = experiment.siblings.RealBehind(*zip(*pairs, strict=True), length)
+    batch = suite.batch(range(suite.windows))
+    for (own, piece), tokens, targets in zip(pairs, batch["tokens"].tolist(), batch["targets"].tolist(), strict=True):
+        predicted = [at for at, target in enumerate(targets) if target != experiment.siblings.IGNORED]
+        assert [targets[at] for at in predicted] == own[1:][-length:]
+        end = predicted[-1]
+        assert [*tokens[: end + 1], targets[end]] == (piece + own)[-length - 1 :]
+    assert suite.targets == sum(min(len(own) - 1, length) for own, _ in pairs)
+
+
+def test_copying_gets_right_what_follows_most_often(experiment: SimpleNamespace) -> None:
+    copied = experiment.siblings.copied
+    assert copied([1, 2, 3, 4], [[1, 2, 3, 4]]) == 2, "the first two have no predecessors"
+    assert copied([1, 2, 3], [[1, 2, 5], [1, 2, 3], [9, 1, 2, 5]]) == 0
+    assert copied([1, 2, 5, 7], [[1, 2, 5], [1, 2, 3], [9, 1, 2, 5]]) == 1
+    assert copied([1, 2, 3], [[1], [2, 3]]) == 0, "pieces are apart"
+    assert copied([1, 2, 3], []) == 0
