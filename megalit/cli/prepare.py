@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megalit.cli.console import Step, console
-from megalit.corpus.build import CorpusSettings, build_corpus, input_state
+from megalit.corpus.build import CorpusSettings, build_corpus, input_changed
 from megalit.corpus.contamination import GuardSettings
 from megalit.corpus.tables import FORMAT, TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
@@ -106,8 +106,7 @@ def _open_or_build_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
         corpus = Corpus(folder)
         _same_settings(folder, corpus.manifest["settings"], asdict(settings))
         for state in corpus.manifest["inputs"]:
-            now = input_state(state["name"])
-            if "bytes" in now and now != state:
+            if input_changed(state):
                 raise UserError(f"{state['name']} has changed since {folder} was built: choose another folder")
         return corpus
     _refuse_foreign(folder)

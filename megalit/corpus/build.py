@@ -13,7 +13,7 @@ from megalit.corpus.documents import Document
 from megalit.corpus.readers import read, text_files
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus, TableWriter
 from megalit.errors import UserError
-from megalit.files import fingerprint, new_folder, write_json
+from megalit.files import file_digest, fingerprint, new_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def build_corpus(
             "format": tables.FORMAT,
             "kind": "corpus",
             "settings": asdict(settings),
-            "inputs": [input_state(source) for source in settings.inputs],
+            "inputs": [{**input_state(source), **input_content(source)} for source in settings.inputs],
             **counts,
         }
         write_json(folder / "manifest.json", manifest)
@@ -71,14 +71,42 @@ def build_corpus(
 
 
 def input_state(source: str) -> dict[str, Any]:
-    """What tells whether an input has changed since it was read: sizes and times of change."""
-    path = Path(source).expanduser()
-    if not path.exists():
+    """What tells at no cost that an input has not changed since it was read: sizes and times of change."""
+    stats = [(name, file.stat()) for name, file in _files(source)]
+    if not stats:
         return {"name": source}
-    files = text_files(path) if path.is_dir() else [path]
-    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
     state = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return {"name": source, "bytes": sum(stat.st_size for _, stat in stats), "state": fingerprint(state)}
+
+
+def input_content(source: str) -> dict[str, Any]:
+    """What an input says, wherever and whenever it was copied to; reads all of it. Nothing for a data set of a hub."""
+    files = _files(source)
+    if not files:
+        return {}
+    return {"content": fingerprint([[name, file_digest(file)] for name, file in files])}
+
+
+def input_changed(recorded: dict[str, Any]) -> bool:
+    """Whether an input differs from the one that a manifest records.
+
+    An input of another time of change is read, because a copy or a download of the same files is the same input; one
+    that is no longer there has not changed.
+    """
+    now = input_state(recorded["name"])
+    if "bytes" not in now or now["state"] == recorded.get("state"):
+        return False
+    if now["bytes"] != recorded.get("bytes") or "content" not in recorded:
+        return True
+    return bool(input_content(recorded["name"])["content"] != recorded["content"])
+
+
+def _files(source: str) -> list[tuple[str, Path]]:
+    """The files of an input with their names in it; none for what is not on this machine."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return []
+    return [(file.relative_to(path).as_posix(), file) for file in (text_files(path) if path.is_dir() else [path])]
 
 
 def _check(settings: CorpusSettings) -> None:

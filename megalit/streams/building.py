@@ -183,7 +183,7 @@ def build_stores(
     Raises:
         UserError: a store is there that was built from something else.
     """
-    source: dict[str, Any] = {"corpus": corpus.manifest["settings"], "inputs": corpus.manifest["inputs"]}
+    source: dict[str, Any] = {"corpus": corpus.manifest["settings"], "inputs": _inputs(corpus)}
     if guard is not None:
         source["guard"] = asdict(guard)
     sets = list(sets)
@@ -233,3 +233,11 @@ def _dropped(folder: Path) -> set[str]:
 def _without(batches: Rows, documents: set[str]) -> Rows:
     for batch in batches:
         yield [row for row in batch if row["document_id"] not in documents]
+
+
+def _inputs(corpus: Corpus) -> list[dict[str, Any]]:
+    """What the corpus was read from; times of change only where a manifest does not say what was in the files."""
+    inputs: list[dict[str, Any]] = corpus.manifest["inputs"]
+    return [
+        {key: value for key, value in source.items() if key != "state" or "content" not in source} for source in inputs
+    ]

@@ -161,6 +161,16 @@ def test_an_input_that_has_changed_is_noticed(run: Run, refused: Refused, from_f
     assert "documents.jsonl has changed since" in refused("fit", "--config", from_files)
 
 
+def test_a_copy_of_an_input_is_the_same_input(run: Run, from_files: Path, tmp_path: Path) -> None:
+    assert run("fit", "--config", from_files, "--run", "first") == 0
+    os.utime(tmp_path / "documents.jsonl", (1, 1))
+    assert run("fit", "--config", from_files, "--run", "second") == 0
+    # The stores, too, belong to a corpus that is built from the copy.
+    [corpus] = tmp_path.glob("**/corpus/manifest.json")
+    shutil.rmtree(corpus.parent)
+    assert run("fit", "--config", from_files, "--run", "third") == 0
+
+
 def test_stores_of_another_tokenizer_are_not_mixed_in(
     run: Run, refused: Refused, data_set: DataSet, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from data_sets import make_rows, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalit.corpus.build import CorpusSettings, build_corpus, input_state, validation_split
+from megalit.corpus.build import CorpusSettings, build_corpus, input_changed, input_state, validation_split
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.errors import UserError
 
@@ -125,6 +125,23 @@ def test_a_folder_of_texts_that_has_changed_is_noticed(tmp_path: Path) -> None:
     assert input_state(str(tmp_path / "texts")) == before
     (tmp_path / "texts" / "b.txt").write_text("two")
     assert input_state(str(tmp_path / "texts")) != before
+
+
+def test_an_input_is_told_apart_by_what_it_says_not_by_its_times(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", make_rows(20))
+    corpus = build_corpus(CorpusSettings([str(tmp_path / "rows.jsonl")], 0.2), tmp_path / "corpus")
+    [recorded] = corpus.manifest["inputs"]
+    # A copy has the same text at another time.
+    os.utime(tmp_path / "rows.jsonl", (1, 1))
+    assert not input_changed(recorded)
+    # Another text of the same length is another input, and so it is for a manifest that cannot tell.
+    text = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(text.swapcase())
+    assert input_changed(recorded)
+    assert input_changed({key: value for key, value in recorded.items() if key != "content"})
+    # What is gone has not changed: the corpus has it all.
+    (tmp_path / "rows.jsonl").unlink()
+    assert not input_changed(recorded)
 
 
 def test_memory_is_bounded_by_the_text_of_a_group(tmp_path: Path) -> None:
