@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from table import START, Run, Tuned, grid
+from table import START, Run, Tuned, grid, seeded
 
 from megalit.errors import UserError
 from megalit.files import fingerprint, read_json, write_json
@@ -15,6 +15,8 @@ from megalit.scaling.records import RunRecord, read_record
 
 # Points of a training curve that a record keeps.
 POINTS = 20
+# Losses of one seed each that differ by less do not say which setting is better: about a deviation between seeds.
+TIE = 0.01
 
 
 @dataclass(frozen=True)
@@ -146,12 +148,26 @@ class Results(Mapping[str, Result]):
 
 
 def tuned(scale: str, results: Results) -> Tuned:
-    """The settings at which streams are compared: the best that are known, as long as none is, those of the start."""
+    """The settings at which streams are compared: the best that are known, as long as none is, those of the start.
+
+    Of settings that chance could have put in this order, it is the one that was run with the most seeds. Otherwise
+    all that was measured at the tuned settings would be run again for a difference that is none.
+    """
     best = {}
     for stream, start in START[scale].items():
         losses = {run: loss for run in grid(start) if (loss := results.loss(run)) is not None}
-        best[stream] = min(losses, key=losses.__getitem__, default=start)
+        if not losses:
+            best[stream] = start
+            continue
+        lowest = min(losses.values())
+        near = [run for run, loss in losses.items() if loss <= lowest + TIE]
+        best[stream] = max(near, key=lambda run: (seeds_of(results, run), -losses[run]))
     return best
+
+
+def seeds_of(results: Results, run: Run) -> int:
+    """How many seeds of a run have a record."""
+    return sum(results.of(other) is not None for other in seeded(run))
 
 
 def setup_fingerprint(passages: Path, configs: list[Path]) -> str:

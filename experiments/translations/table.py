@@ -164,6 +164,19 @@ def order(tuned: Tuned) -> Iterator[Run]:
         yield changed(tuned["stitched"], f"real {place}", {"data.real_document": place})
 
 
+def batch(tuned: Tuned) -> Iterator[Run]:
+    """Do other batches suit a stitched stream, whose windows hold fewer documents? Equal tokens; in windows a step."""
+    for windows in (8, 1):
+        for stream in ("stitched", "simple"):
+            settings = {"data.global_batch_tokens": str(1024 * windows)}
+            run = tuned[stream]
+            yield changed(run, f"batch {windows}", settings)
+            # A larger batch wants a higher rate.
+            for near in neighbours(run, "learning_rate"):
+                if windows > 1 and near.learning_rate > run.learning_rate:
+                    yield changed(near, f"batch {windows}", settings)
+
+
 def window(tuned: Tuned) -> Iterator[Run]:
     """Does stitching gain with the ratio of window to document?"""
     for length in (512, 2048):
@@ -252,5 +265,5 @@ def changed(run: Run, name: str, settings: Mapping[str, str]) -> Run:
 # Cheapest and most informative first.
 GROUPS: dict[str, Group] = {
     function.__name__: function
-    for function in (search, seeds, generations, order, steps, subsets, distillation, window, members, mixes)
+    for function in (search, seeds, generations, order, batch, steps, subsets, distillation, window, members, mixes)
 }

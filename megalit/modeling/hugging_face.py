@@ -154,7 +154,10 @@ def load_weights(model: Any, folder: Path) -> None:
 
 def _config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").exists():
-        raise UserError(f"model.weights {folder} holds no config.json: name a folder in the Hugging Face format")
+        raise UserError(
+            f"model.weights {folder} holds no config.json: name a folder in the Hugging Face format "
+            "(`megalit export` writes one of a run)"
+        )
     config: dict[str, Any] = read_json(folder / "config.json")
     return config
 

@@ -55,7 +55,7 @@ def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
 @pytest.mark.parametrize("scale", ["small", "full"])
 def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale: str) -> None:
     table = experiment.table
-    for name in ("generations", "order", "window", "seeds", "mixes", "steps"):
+    for name in ("generations", "order", "batch", "window", "seeds", "mixes", "steps"):
         for run in table.GROUPS[name](table.START[scale]):
             tuned = table.START[scale][run.stream]
             assert run.passes == pytest.approx(tuned.passes), run.name

@@ -95,3 +95,17 @@ def test_copying_gets_right_what_follows_most_often(experiment: SimpleNamespace)
     assert copied([1, 2, 5, 7], [[1, 2, 5], [1, 2, 3], [9, 1, 2, 5]]) == 1
     assert copied([1, 2, 3], [[1], [2, 3]]) == 0, "pieces are apart"
     assert copied([1, 2, 3], []) == 0
+
+
+def test_a_setting_of_several_seeds_stands_against_a_chance_better_one(
+    experiment: SimpleNamespace, known: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, start = experiment.results, experiment.table.START["small"]["simple"]
+    losses = {start: 4.0, replace(start, weight_decay=0.2): 4.0 - 0.5 * results.TIE}
+    monkeypatch.setattr(known, "loss", losses.get)
+    monkeypatch.setattr(known, "of", losses.get)
+    assert results.tuned("small", known)["simple"].weight_decay == 0.2, "one seed each"
+    losses[replace(start, seed=1)] = 4.0
+    assert results.tuned("small", known)["simple"] == start
+    losses[replace(start, weight_decay=0.2)] = 4.0 - 2 * results.TIE
+    assert results.tuned("small", known)["simple"].weight_decay == 0.2, "more than a tie"
