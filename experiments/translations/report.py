@@ -9,7 +9,7 @@ from estimates import STREAMS, baseline, edges, efficiency, interval, noise, of_
 from figure import draw
 from results import Result, Results, tuned
 from scipy.stats import t
-from table import GROUPS, Run, StreamName, Tuned, ensembles
+from table import GROUPS, Run, StreamName, Tuned, ensembles, seeded
 
 from megalit.errors import UserError
 from megalit.files import write_atomic
@@ -36,6 +36,7 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         *_search(results, best),
         *_streams(results, best),
         *_ensembles(results, best),
+        *_long_documents(results, best),
     ]
     shown = set()
     for name, group in GROUPS.items():
@@ -139,6 +140,29 @@ def _ensembles(results: Results, best: Tuned) -> list[str]:
         *rows,
         "",
     ]
+
+
+def _long_documents(results: Results, best: Tuned) -> list[str]:
+    """The tuned streams on long documents, at each context length, and stitched against simple within seeds."""
+    losses = {stream: {run.seed: results.long(run) for run in seeded(best[stream])} for stream in STREAMS}
+    lengths = sorted({length for by_seed in losses.values() for known in by_seed.values() for length in known})
+    if not lengths:
+        return []
+
+    def at(stream: StreamName, length: int) -> dict[int, float]:
+        return {seed: known[length] for seed, known in losses[stream].items() if length in known}
+
+    lines = ["## Long documents, by context length", "", f"| recipe | {' | '.join(f'{n:,}' for n in lengths)} |"]
+    lines.append("|---" * (1 + len(lengths)) + "|")
+    for stream in STREAMS:
+        cells = [interval(at(stream, length)) if at(stream, length) else "" for length in lengths]
+        lines.append(f"| {best[stream].recipe} | {' | '.join(cells)} |")
+    lines.append("")
+    for length in lengths:
+        gap = _pair(at("stitched", length), at("simple", length))
+        if gap:
+            lines.append(f"- at {length:,}, {best['stitched'].recipe} minus {best['simple'].recipe}: {gap}")
+    return [*lines, ""]
 
 
 def _gaps(results: Results, runs: Iterable[Run]) -> list[str]:

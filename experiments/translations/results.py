@@ -125,6 +125,23 @@ class Results(Mapping[str, Result]):
         record = read_json(path) if path.exists() else {"setup": None}
         return record["averages"] if record["setup"] == self.setup else None
 
+    def add_long(self, run: Run, output: Path) -> None:
+        """Keep a run's losses of long documents at each context length."""
+        suite = read_json(output)["runs"][0]["suites"]["long"]
+        path = self._long_file(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"setup": self.setup, "store": suite["conditions"]["store"], "targets": suite["targets"]}
+        write_json(path, {**record, "by_context_length": suite["by_context_length"]})
+
+    def long(self, run: Run) -> dict[int, float]:
+        """A run's losses of long documents by context length, where they were measured."""
+        path = self._long_file(run)
+        record: dict[str, Any] = read_json(path) if path.exists() else {"setup": None}
+        return dict(record["by_context_length"]) if record["setup"] == self.setup else {}
+
+    def _long_file(self, run: Run) -> Path:
+        return self.folder / "long" / f"{run.name}.json"
+
     def _average_file(self, name: str) -> Path:
         return self.folder / "ensembles" / f"{name}.json"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from jsonargparse import CLI
 from report import write_report
 from results import Results, setup_fingerprint, tuned
-from table import GROUPS, START, Run, ensembles
+from table import GROUPS, START, Run, ensembles, seeded
 from training import Trainer, first_to_end, stop
 
 from megalit.cli.console import console
@@ -36,6 +36,7 @@ def main(
     only: Sequence[str] = (),
     budget_minutes: float | None = None,
     jobs: int = 1,
+    books: str | None = None,
     report: bool = False,
     output: str = "runs/translations",
     results: str = str(HERE / "results"),
@@ -49,6 +50,7 @@ def main(
         only: groups of the table, such as ``[key, seeds]`` (default: all of them).
         budget_minutes: start no run after that time.
         jobs: runs at a time; with several, what each says is in a log beside its folder.
+        books: stores of long documents, which the tuned runs are measured on.
         report: write the report of what is known, and train nothing.
         output: folder of the data and the runs.
         results: folder of the records and the report, with a folder for each scale.
@@ -68,13 +70,18 @@ def main(
         return
     if passages is None or not Path(passages).is_file():
         raise UserError(f"--passages {passages} is no file: name the file of documents with generations")
+    if books is not None and not (Path(books) / "validation").is_dir():
+        raise UserError(f"--books {books} holds no validation store: build the stores as README.md says")
     base = [HERE / "base.yaml", HERE / f"{scale}.yaml", *map(Path, configs)]
     for path in base:
         if not path.is_file():
             raise UserError(f"--configs names {path}, which is no file: name configurations of `megalit fit`")
     setup = setup_fingerprint(Path(passages), base)
     known = Results(folder, setup)
-    trainer = Trainer(base, Path(passages), Path(output) / "data", Path(output) / f"{scale}-{setup[:8]}", jobs > 1)
+    runs = Path(output) / f"{scale}-{setup[:8]}"
+    trainer = Trainer(
+        base, Path(passages), Path(output) / "data", runs, quiet=jobs > 1, books=Path(books) if books else None
+    )
     ends = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     failed = train_table(groups, scale, known, trainer, jobs, ends)
     if failed:
@@ -91,7 +98,9 @@ def train_table(
     """
     failed: list[str] = []
     under_way: dict[Run, subprocess.Popen[bytes]] = {}
-    measure_averages(known, scale, trainer)
+    measure(known, scale, trainer)
+    if known:
+        write_report(known, scale, known.folder)
     try:
         while True:
             while len(under_way) < jobs and time.monotonic() < ends:
@@ -119,7 +128,7 @@ def train_table(
                 continue
             result = known.add(run, trainer.runs / run.name)
             console.print(f"{run.name}: {result.loss:.4f} nats per token")
-            measure_averages(known, scale, trainer)
+            measure(known, scale, trainer)
             write_report(known, scale, known.folder)
     finally:
         stop(under_way.values())
@@ -154,8 +163,14 @@ def untaught(groups: Sequence[str], scale: str, known: Results, trainer: Trainer
                 yield run, missing[0]
 
 
-def measure_averages(known: Results, scale: str, trainer: Trainer) -> None:
-    """Measure the ensembles whose members are all on this machine."""
+def measure(known: Results, scale: str, trainer: Trainer) -> None:
+    """Measure the ensembles whose members are all on this machine, and long documents with the tuned runs."""
+    for best in tuned(scale, known).values():
+        for run in seeded(best):
+            if trainer.has(run, known) and not known.long(run):
+                output = trainer.long(run)
+                if output is not None:
+                    known.add_long(run, output)
     for name, members in ensembles(tuned(scale, known)).items():
         if known.averages(name) is None and all(trainer.has(run, known) for run in members):
             output = trainer.average(name, members)

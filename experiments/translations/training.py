@@ -22,7 +22,7 @@ WATCH_SECONDS = 0.5
 class Trainer:
     """What all runs share: configurations, passages, and the folders of the data and of the runs.
 
-    With ``quiet``, what a run says goes to a log beside its folder.
+    With ``quiet``, what a run says goes to a log beside its folder; ``books`` are stores of long documents.
     """
 
     configs: Sequence[Path]
@@ -30,6 +30,7 @@ class Trainer:
     data: Path
     runs: Path
     quiet: bool
+    books: Path | None = None
 
     def start(self, run: Run) -> "subprocess.Popen[bytes]":
         """Train a run, or continue it."""
@@ -65,6 +66,16 @@ class Trainer:
         output = self.runs / f"ensemble-{name}.json"
         folders = [str(self.runs / run.name) for run in members]
         command = [sys.executable, "-m", "megalit", "ensemble", "--runs", *folders, f"--output={output}"]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+        return output if done else None
+
+    def long(self, run: Run) -> Path | None:
+        """Measure a run's losses of long documents, and return the file that says them; None without such documents."""
+        if self.books is None:
+            return None
+        output = self.runs / f"long-{run.name}.json"
+        command = [sys.executable, "-m", "megalit", "evaluate", "--run", str(self.runs / run.name)]
+        command += [f"--suites={json.dumps({'long': str(self.books)})}", "--separate=false", f"--output={output}"]
         done = subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
         return output if done else None
 

@@ -42,6 +42,7 @@ def known(experiment: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monke
         def __init__(self) -> None:
             super().__init__(tmp_path / "records", "setup")
             self.measured: list[str] = []
+            self.longs: dict[str, dict[int, float]] = {}
 
         def add(self, run: Any, folder: Path) -> Any:
             values = dict.fromkeys(RunRecord.__dataclass_fields__)
@@ -54,6 +55,12 @@ def known(experiment: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monke
 
         def add_average(self, name: str, members: Any, output: Path) -> None:
             self.measured.append(name)
+
+        def add_long(self, run: Any, output: Path) -> None:
+            self.longs[run.name] = {512: 1.0 + loss(run), 1024: 0.9 + loss(run)}
+
+        def long(self, run: Any) -> dict[int, float]:
+            return self.longs.get(run.name, {})
 
         def averages(self, name: str) -> Any:
             return {"probabilities": [3.0, 2.9], "logits": [3.0, 2.95]} if name in self.measured else None
@@ -100,6 +107,9 @@ def trained(experiment: SimpleNamespace, known: Any, monkeypatch: pytest.MonkeyP
             return known.of(run) is not None
 
         def average(self, name: str, members: Any) -> Path:
+            return Path()
+
+        def long(self, run: Any) -> Path:
             return Path()
 
         def explain(self, run: Any) -> None:

@@ -76,9 +76,13 @@ def test_each_setting_is_one_that_fit_knows(
 
 
 def cli_fit(arguments: Sequence[str]) -> None:
+    megalit(["fit", *arguments])
+
+
+def megalit(arguments: Sequence[str]) -> None:
     code: int | str | None = 0
     try:
-        cli.main(["fit", *arguments])
+        cli.main(list(arguments))
     except SystemExit as end:
         code = end.code
     assert not code
@@ -117,7 +121,11 @@ def started(experiment: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Sim
         seen.processes.append(Process(command, seen.statuses.get(len(seen.names))))
         return seen.processes[-1]
 
-    monkeypatch.setattr(experiment.training, "subprocess", SimpleNamespace(Popen=start))
+    def execute(command: list[str], **_: Any) -> SimpleNamespace:
+        megalit(command[command.index("megalit") + 1 :])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(experiment.training, "subprocess", SimpleNamespace(Popen=start, run=execute, DEVNULL=None))
     return seen
 
 
@@ -158,7 +166,12 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
     run.main(**arguments)
     assert len(started.names) == 4, "what has a record is not trained again"
 
+    with pytest.raises(UserError, match="--books nowhere holds no validation store"):
+        run.main(**arguments, books="nowhere")
+    run.main(**arguments, books="runs/translations/data/stores")
     kept = experiment.results.Results(Path("results/small"), None)
+    assert max(kept.long(two[0])) == 128
+    assert "## Long documents" in Path("results/small/results.md").read_text()
     (runs,) = Path("runs/translations").glob("small-*")
     record = experiment.results.read_record(runs / two[1].name)
     assert kept[two[1].name].loss == pytest.approx(record.losses["iid"]["nats_per_token"], abs=1e-5)

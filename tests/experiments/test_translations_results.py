@@ -43,6 +43,9 @@ def test_report_of_made_up_losses(
     text = (tmp_path / "results.md").read_text()
     assert "3.0000 / 2.9000 | 3.0000 / 2.9500" in text
     assert "stitched-4 minus simple-4: " in text
+    assert "| recipe | 512 | 1,024 |" in text
+    gap = known.expected(best["stitched"]) - known.expected(best["simple"])
+    assert f"- at 1,024, stitched-4 minus simple-4: {gap:+.4f}" in text
     of_search = text[text.index("## search") : text.index("## seeds")]
     assert "minus" not in of_search, "its runs differ in their settings"
     assert text.count("- stitched-11_") == text.count("- stitched-1_") == 1
