@@ -33,3 +33,29 @@ def parse(verb: str, command: type[T], arguments: Sequence[str], epilog: str | N
             **{key: value for key, value in parser.instantiate_classes(parsed).items() if key != "config"}
         )
     return made
+
+
+def gather(arguments: Sequence[str], flag: str, leading: bool = False) -> list[str]:
+    """Several values of a flag, or several flags, as the one list that the parser takes.
+
+    With ``leading``, what stands in front of all flags belongs to it, too.
+    """
+    values, others = [], []
+    taking = leading
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if argument.startswith("-"):
+            taking = name == flag
+            if not taking:
+                others.append(argument)
+            elif value:
+                values.append(value)
+        elif taking:
+            values.append(argument)
+        else:
+            others.append(argument)
+    if not values:
+        return others
+    # A list that is written as one is passed on.
+    written = values[0] if len(values) == 1 and values[0].startswith("[") else "[" + ", ".join(map(repr, values)) + "]"
+    return [*others, f"{flag}={written}"]

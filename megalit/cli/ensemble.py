@@ -14,9 +14,8 @@ from typing import Any, Literal
 import torch
 
 from megalit.callbacks import SelfDistillation
-from megalit.cli.commands import parse
+from megalit.cli.commands import gather, parse
 from megalit.cli.console import Step, console
-from megalit.cli.evaluate import gather
 from megalit.cli.fit_config import fit_config
 from megalit.cli.models import TrainedModel, named_device, open_model
 from megalit.cli.run_folder import RunFolder

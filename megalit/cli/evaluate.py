@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from megalit.cli.commands import parse
+from megalit.cli.commands import gather, parse
 from megalit.cli.console import Step, console
 from megalit.cli.models import TrainedModel, named_device, open_model
 from megalit.cli.suites import Cutting, conditions, suite_store
@@ -102,29 +102,6 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             measured = [_evaluate(command, [_open(command, run)], device) for run in command.run]
         if ranks()[0] == 0:
             _report(command, [evaluation for evaluation, _ in measured], [path for _, path in measured])
-
-
-def gather(arguments: Sequence[str], flag: str) -> list[str]:
-    """Several values of a flag, or several flags, as the one list that the parser takes."""
-    values, others = [], []
-    taking = False
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if argument.startswith("-"):
-            taking = name == flag
-            if not taking:
-                others.append(argument)
-            elif value:
-                values.append(value)
-        elif taking:
-            values.append(argument)
-        else:
-            others.append(argument)
-    if not values:
-        return others
-    # A list that is written as one is passed on.
-    written = values[0] if len(values) == 1 and values[0].startswith("[") else "[" + ", ".join(map(repr, values)) + "]"
-    return [*others, f"{flag}={written}"]
 
 
 def _check(command: EvaluateCommand) -> None:

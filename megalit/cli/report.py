@@ -1,12 +1,10 @@
 """``megalit report``: one page on what a set of runs found."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 
-from megalit.cli.commands import parse
+from megalit.cli.commands import gather, parse
 from megalit.cli.console import Step, console
 from megalit.errors import UserError
 
@@ -35,9 +33,7 @@ class ReportCommand:
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit report``."""
-    runs = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
-    given = [f"--runs={json.dumps(runs)}"] if runs else []
-    command = parse(verb, ReportCommand, [*given, *arguments[len(runs) :]], HELP)
+    command = parse(verb, ReportCommand, gather(arguments, "--runs", leading=True), HELP)
     # Imported here: pictures and laws take a second to load.
     from megalit.scaling.report import PAGE, find_runs, write_report
 

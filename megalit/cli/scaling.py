@@ -4,14 +4,13 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from megalit.cli.commands import parse
+from megalit.cli.commands import gather, parse
 from megalit.cli.scaling_efficiency import EfficiencyCommand, efficiency
 from megalit.cli.scaling_fits import (
     How,
@@ -121,9 +120,8 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     if arguments[0] not in actions:
         raise UserError(f"scaling knows no '{arguments[0]}': choose {', '.join(actions)}")
     command, do = actions[arguments[0]]
-    runs = list(takewhile(lambda argument: not argument.startswith("-"), arguments[1:]))
-    flags = list(arguments[1 + len(runs) :])
-    settings = parse(f"{verb} {arguments[0]}", command, [*(f"--runs+={run}" for run in runs), *flags], _KEYS)
+    flags = gather(gather(arguments[1:], "--runs", leading=True), "--baseline")
+    settings = parse(f"{verb} {arguments[0]}", command, flags, _KEYS)
     do(settings)
 
 

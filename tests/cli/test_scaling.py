@@ -196,7 +196,7 @@ def test_runs_are_judged_by_the_law_of_a_baseline(
     baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_record(tmp_path / "stitched", 200, LAW.predict(360.0))
-    assert run("scaling", "efficiency", "stitched", "--baseline", "[real]", "--output", "e.json") == 0
+    assert run("scaling", "efficiency", "stitched", "--baseline", "real", "--output", "e.json") == 0
     assert "worth 1.8 times its real data" in capsys.readouterr().out
     found = json.loads((tmp_path / "e.json").read_text())["runs"]["stitched"]
     assert found["factor"] == pytest.approx(1.8, rel=1e-3)
