@@ -14,6 +14,7 @@ from megalit.evaluation.checkpoints import Tokens, find_checkpoint, load_model, 
 from megalit.evaluation.ensembles import kept_losses, losses_file, mixture_losses
 from megalit.evaluation.losses import Losses, Suite, token_losses
 from megalit.modeling.head import IGNORED
+from megalit.scaling.records import refuse_unfinished
 
 
 class Ensemble(lightning.Callback):
@@ -44,10 +45,11 @@ class Ensemble(lightning.Callback):
         """Look for the members, before a run is begun.
 
         Raises:
-            UserError: one is not there, or has another vocabulary or tokenizer.
+            UserError: one is not there or not finished, or has another vocabulary or tokenizer.
         """
         ours = Tokens(model.vocabulary_size or plan.vocabulary_size, plan.tokenizer)
         for name in self.members:
+            refuse_unfinished(f"the member {name}", Path(name))
             refuse_other_tokens(f"the member {name}", tokens_of(Path(name)), ours, "the model in training")
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

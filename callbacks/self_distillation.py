@@ -13,6 +13,7 @@ from megalit.evaluation.checkpoints import Tokens, load_model, refuse_other_toke
 from megalit.modeling.decoder import Decoder
 from megalit.modeling.distillation import Average, Distillation, follow, frozen_copy
 from megalit.modeling.head import IGNORED, Weighted
+from megalit.scaling.records import refuse_unfinished
 
 AVERAGE_OF_STUDENT = "ema"
 
@@ -71,10 +72,11 @@ class SelfDistillation(lightning.Callback):
         """Look for the teachers, before a run is begun.
 
         Raises:
-            UserError: one is not there, or has another vocabulary or tokenizer.
+            UserError: one is not there or not finished, or has another vocabulary or tokenizer.
         """
         students = Tokens(model.vocabulary_size or plan.vocabulary_size, plan.tokenizer)
         for name in [] if self._follows_student else self.teachers:
+            refuse_unfinished(f"the teacher {name}", Path(name))
             refuse_other_tokens(f"the teacher {name}", tokens_of(Path(name)), students, "the student")
 
     @property

@@ -95,6 +95,18 @@ def read_record(folder: Path) -> RunRecord:
         raise UserError(f"{path} is no record of a run ({error}): move it away") from error
 
 
+def refuse_unfinished(name: str, folder: Path) -> None:
+    """Refuse a run in the middle of its schedule where a trained model is meant; a checkpoint of it is what it is.
+
+    Raises:
+        UserError: the folder's record says that the run is not finished.
+    """
+    if (folder / FILE).exists() and read_record(folder).status != "finished":
+        raise UserError(
+            f"{name} is not finished: give the command that trains it again, or name the checkpoint that is meant"
+        )
+
+
 def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:
     """A loss that can be compared between tokenizers: all nats, in bits, over the bytes of text."""
     return nats_per_token * tokens / (math.log(2) * text_bytes)

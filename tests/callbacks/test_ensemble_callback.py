@@ -1,5 +1,6 @@
 """The Ensemble callback: what it logs is the loss of the average of this model and its members."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,14 @@ def test_what_cannot_be_a_member_is_named_before_the_run(
     assert run("fit", "--config", ensembling(small, tmp_path, "a"), "--run", "b") == 2
     assert message in capsys.readouterr().err
     assert not Path("b").exists()
+
+
+def test_a_member_in_the_middle_of_its_schedule_is_refused(
+    run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", small, "--run", "a") == 0
+    replace(read_record(Path("a")), status="running").write(Path("a"))
+    assert run("fit", "--config", ensembling(small, tmp_path, "a"), "--run", "b") == 2
+    assert "the member a is not finished" in capsys.readouterr().err
+    middle = min(Path("a").glob("checkpoints/*.ckpt"))
+    assert run("fit", "--config", ensembling(small, tmp_path, str(middle)), "--run", "b") == 0

@@ -1,6 +1,7 @@
 """Soft-label self-distillation through the command line: what it logs, resumes and refuses."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,9 @@ def test_what_cannot_be_a_teacher_is_named(
     config = distilling(small, tmp_path, teachers="larger")
     assert run("fit", "--config", config, "--run", "student") == 2
     assert "the teacher larger has a vocabulary of 5000 tokens" in capsys.readouterr().err
+    replace(read_record(Path("larger")), status="running").write(Path("larger"))
+    assert run("fit", "--config", config, "--run", "student") == 2
+    assert "the teacher larger is not finished" in capsys.readouterr().err
     broken = tmp_path / "step-000000001.ckpt"
     broken.write_bytes(b"no checkpoint")
     config = distilling(small, tmp_path, teachers=str(broken))
