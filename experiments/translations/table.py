@@ -172,9 +172,9 @@ def batch(tuned: Tuned) -> Iterator[Run]:
             run = tuned[stream]
             yield changed(run, f"batch {windows}", settings)
             # A larger batch wants a higher rate.
-            for near in neighbours(run, "learning_rate"):
-                if windows > 1 and near.learning_rate > run.learning_rate:
-                    yield changed(near, f"batch {windows}", settings)
+            for rate in GRID["learning_rate"]:
+                if windows > 1 and rate > run.learning_rate:
+                    yield changed(replace(run, learning_rate=rate), f"batch {windows}", settings)
 
 
 def window(tuned: Tuned) -> Iterator[Run]:
@@ -207,8 +207,10 @@ def steps(tuned: Tuned) -> Iterator[Run]:
     yield run
     yield changed(run, "megadoc order drawn", {"data.megadoc_order": "drawn"})
     falling, rising = (json.dumps([_phase(first), _phase(2 * run.mix - first)]) for first in (0.9, 0.6))
+    faster = min((rate for rate in GRID["learning_rate"] if rate > run.learning_rate), default=run.learning_rate)
     steps: dict[str, dict[str, str]] = {
         "muon": {"model.optimizer.name": "muon"},
+        "muon faster": {"model.optimizer.name": "muon", "model.learning_rate": f"{faster:g}"},
         "weight averaging": {"trainer.callbacks+": "EMAWeightAveraging", "trainer.callbacks.decay": "0.99"},
         "synthetic first": {"data.phases": falling},
         "synthetic last": {"data.phases": rising},
