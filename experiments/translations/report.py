@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -44,7 +45,8 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         if runs:
             lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *ROWS]
             lines += [_row(results[run.name], _difference(results, run, _reference(name, run, best))) for run in runs]
-            lines += ["", *(_gaps(results, runs) if name != "search" else ())]
+            lines += ["", *(_gaps(results, runs, best) if name != "search" else ())]
+            lines += _repeated(results, runs, best) if name == "steps" else []
         shown |= {run.name for run in runs}
     others = [result for name, result in results.items() if name not in shown]
     if others:
@@ -63,10 +65,10 @@ def _row(result: Result, difference: float | None) -> str:
 
 
 def _reference(group: str, run: Run, best: Tuned) -> Run:
-    """What a run is compared with: the tuned run, or in ``steps`` the run that it differs from in one thing."""
+    """What a run is compared with: the tuned run, or in ``steps`` the run of its seed that differs in one thing."""
     paper = next(GROUPS["steps"](best))
     if group == "steps" and (run == best[run.stream] or (run.change.startswith(paper.change) and run != paper)):
-        return paper
+        return replace(paper, seed=run.seed)
     return best[run.stream]
 
 
@@ -165,15 +167,29 @@ def _long_documents(results: Results, best: Tuned) -> list[str]:
     return [*lines, ""]
 
 
-def _gaps(results: Results, runs: Iterable[Run]) -> list[str]:
+def _repeated(results: Results, runs: Iterable[Run], best: Tuned) -> list[str]:
+    """Steps that were run with several seeds, against the same seeds of what they are compared with."""
+    lines = []
+    for run in runs:
+        reference = _reference("steps", run, best)
+        losses = of_seeds(results, run)
+        if not run.seed and run != reference and run.change != reference.change and len(losses) > 1:
+            lines.append(f"- {run.name} minus {reference.name}: {_pair(losses, of_seeds(results, reference))}")
+    return [*lines, ""] if lines else []
+
+
+def _gaps(results: Results, runs: Iterable[Run], best: Tuned) -> list[str]:
     """Stitched minus simple where both were run with the same generations and change."""
-    return [*lines, ""] if (lines := list(_gap_lines(results, list(runs)))) else []
+    return [*lines, ""] if (lines := list(_gap_lines(results, list(runs), best))) else []
 
 
-def _gap_lines(results: Results, runs: list[Run]) -> Iterator[str]:
+def _gap_lines(results: Results, runs: list[Run], best: Tuned) -> Iterator[str]:
+    tuned_rates = (best["stitched"].learning_rate, best["simple"].learning_rate)
     for run in runs:
         for other in runs:
+            rates = (run.learning_rate, other.learning_rate)
             same = all(getattr(run, name) == getattr(other, name) for name in ("generations", "change", "mix", "seed"))
+            same &= rates[0] == rates[1] or rates == tuned_rates
             if run.stream == "stitched" and other.stream == "simple" and same and not run.seed:
                 line = _pair(of_seeds(results, run), of_seeds(results, other))
                 yield f"- {run.name} minus {other.name}: {line}"

@@ -105,6 +105,9 @@ GRID: dict[str, tuple[float, ...]] = {
     "weight_decay": (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
 }
 
+# Single changes that are run with the seeds of an ensemble, too, as is what they are compared with.
+REPEATED = ("muon faster",)
+
 # Members of an ensemble, which are the seeds of a run.
 MEMBERS = 3
 
@@ -172,9 +175,11 @@ def batch(tuned: Tuned) -> Iterator[Run]:
             run = tuned[stream]
             yield changed(run, f"batch {windows}", settings)
             # A larger batch wants a higher rate.
-            for rate in GRID["learning_rate"]:
-                if windows > 1 and rate > run.learning_rate:
-                    yield changed(replace(run, learning_rate=rate), f"batch {windows}", settings)
+            higher = [rate for rate in GRID["learning_rate"] if windows > 1 and rate > run.learning_rate]
+            faster = [changed(replace(run, learning_rate=rate), f"batch {windows}", settings) for rate in higher]
+            yield from faster
+            for first in faster[:1]:
+                yield from seeded(first)[1:]
 
 
 def window(tuned: Tuned) -> Iterator[Run]:
@@ -203,25 +208,30 @@ def steps(tuned: Tuned) -> Iterator[Run]:
     run = tuned["stitched"]
     paper = changed(run, "paper order", {"data.epoch_order": "paper"})
     yield paper
-    # Documents permuted anew each epoch, which is the default, and inside a megadoc its generations, too.
-    yield run
-    yield changed(run, "megadoc order drawn", {"data.megadoc_order": "drawn"})
     falling, rising = (json.dumps([_phase(first), _phase(2 * run.mix - first)]) for first in (0.9, 0.6))
     faster = min((rate for rate in GRID["learning_rate"] if rate > run.learning_rate), default=run.learning_rate)
     steps: dict[str, dict[str, str]] = {
         "muon": {"model.optimizer.name": "muon"},
         "muon faster": {"model.optimizer.name": "muon", "model.learning_rate": f"{faster:g}"},
         "weight averaging": {"trainer.callbacks+": "EMAWeightAveraging", "trainer.callbacks.decay": "0.99"},
-        "synthetic first": {"data.phases": falling},
-        "synthetic last": {"data.phases": rising},
         "decay rising": {"model.final_weight_decay": f"{2 * run.weight_decay:g}"},
         "decay falling": {"model.final_weight_decay": "0"},
+        "synthetic first": {"data.phases": falling},
+        "synthetic last": {"data.phases": rising},
         "dropout": {"model.regularization.dropout": "0.1"},
         "stochastic depth": {"model.regularization.stochastic_depth": "0.1"},
         "wsd": {"model.schedule.name": "wsd"},
     }
-    for name, settings in steps.items():
-        yield changed(paper, name, settings)
+    found = {name: changed(paper, name, settings) for name, settings in steps.items()}
+    for name, step in found.items():
+        yield step
+        if name in REPEATED:
+            for again, control in zip(seeded(step)[1:], seeded(paper)[1:], strict=True):
+                yield again
+                yield control
+    # Documents permuted anew each epoch, which is the default, and inside a megadoc its generations, too.
+    yield run
+    yield changed(run, "megadoc order drawn", {"data.megadoc_order": "drawn"})
 
 
 def distillation(tuned: Tuned) -> Iterator[Run]:
