@@ -348,6 +348,18 @@ def test_a_distilled_run_on_real_documents_is_no_baseline(tmp_path: Path) -> Non
     assert labels == {"real only", "real only, distilled"}
 
 
+def test_optimizers_are_compared_in_panels_of_their_own(tmp_path: Path) -> None:
+    make_run(tmp_path / "plain", loss=3.6)
+    make_run(tmp_path / "other", loss=3.4)
+    value = json.loads((tmp_path / "other" / "record.json").read_text())
+    value["config"]["model"] = {**value["config"].get("model", {}), "optimizer": {"name": "muon"}}
+    (tmp_path / "other" / "record.json").write_text(json.dumps(value))
+    study, _ = make_study(find_runs([str(tmp_path)]))
+    plain, other = study.families
+    assert str(other) == f"{plain}, muon"
+    assert [loss.mean for _, loss in study.best(plain, "iid")] == pytest.approx([3.6])
+
+
 def test_a_later_evaluation_does_not_change_what_runs_are_compared_by(tmp_path: Path) -> None:
     """It may have been measured with another context."""
     make_run(tmp_path / "a", "real", loss=3.6)

@@ -37,6 +37,8 @@ _FREE = {
 _TRAINER = {"precision", "callbacks"}
 
 REAL_ONLY = "real only"
+# What everyone has who did not choose one.
+_OPTIMIZER = "adamw"
 
 _KINDS = {
     "Real": REAL_ONLY,
@@ -75,16 +77,19 @@ class Family:
         real_tokens: unique tokens of the real training documents.
         context_length: tokens in a window.
         tokenizer: its fingerprint.
+        optimizer: of the weights, without its rates, which are tuned for each setting.
     """
 
     parameters: int
     real_tokens: int
     context_length: int
     tokenizer: str
+    optimizer: str
 
     def __str__(self) -> str:
         sizes = f"{short(self.parameters)} parameters, {short(self.real_tokens)} real tokens"
-        return f"{sizes}, context {self.context_length:,}"
+        other = "" if self.optimizer == _OPTIMIZER else f", {self.optimizer}"
+        return f"{sizes}, context {self.context_length:,}{other}"
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Setting:
             self.record.unique_real_tokens,
             int(plan.get("context_length", 0)),
             str(plan.get("settings", {}).get("tokenizer", "")),
+            str(flatten(self.record.config).get("model.optimizer.name", _OPTIMIZER)),
         )
 
     @cached_property
