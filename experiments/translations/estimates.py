@@ -1,7 +1,6 @@
 """Means, intervals and data efficiency from the records."""
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -23,12 +22,12 @@ def of_seeds(results: Results, run: Run) -> dict[int, float]:
     return {seed: loss for seed, loss in losses.items() if loss is not None}
 
 
-def noise(results: Results) -> tuple[float, int] | None:
-    """Standard deviation between seeds, pooled over all runs with several, and its degrees of freedom."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for name, result in results.items():
-        groups[name.split("_seed")[0]].append(result.loss)
-    several = [losses for losses in groups.values() if len(losses) > 1]
+def noise(results: Results, best: Tuned) -> tuple[float, int] | None:
+    """Standard deviation between seeds, pooled over the tuned runs with several, and its degrees of freedom.
+
+    Runs that are far from their best differ more between seeds, so they say nothing about these.
+    """
+    several = [losses for run in best.values() if len(losses := list(of_seeds(results, run).values())) > 1]
     freedom = sum(len(losses) - 1 for losses in several)
     if not freedom:
         return None

@@ -8,7 +8,7 @@ from statistics import mean
 
 from estimates import STREAMS, baseline, edges, efficiency, interval, noise, of_seeds, paired
 from figure import draw
-from results import Result, Results, tuned
+from results import TIE, Result, Results, tuned
 from scipy.stats import t
 from table import GROUPS, Run, StreamName, Tuned, ensembles, seeded
 
@@ -33,7 +33,7 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         "Written by run.py from the records beside it. Losses are of the held-out passages, in nats per token;",
         "± is half of a 95% interval (Student's t).",
         "",
-        *_noise(results),
+        *_noise(results, best),
         *_search(results, best),
         *_streams(results, best),
         *_ensembles(results, best),
@@ -77,17 +77,17 @@ def _difference(results: Results, run: Run, reference: Run) -> float | None:
     return own - other if own is not None and other is not None else None
 
 
-def _noise(results: Results) -> list[str]:
-    found = noise(results)
+def _noise(results: Results, best: Tuned) -> list[str]:
+    found = noise(results, best)
     if found is None:
         return ["No setting has been run with several seeds yet, so the noise is not known.", ""]
     deviation, freedom = found
     chance = math.sqrt(2) * deviation * float(t.ppf(0.975, freedom))
     return [
-        f"Standard deviation between seeds: {deviation:.4f} (pooled, {freedom} degrees of freedom). Two single runs",
-        f"that were chosen beforehand differ by more than chance (95%) from {chance:.3f} on. The tables hold dozens of",
-        "runs, and their differences are from a run that was chosen as the best, so some pass that by chance: what",
-        "counts has to be repeated with other seeds.",
+        f"Standard deviation between seeds of the tuned runs: {deviation:.4f} (pooled, {freedom} degrees of freedom).",
+        f"Two single runs like them, chosen beforehand, differ by more than chance (95%) from {chance:.3f} on. The",
+        "tables hold dozens of runs, and their differences are from a run that was chosen as the best, so some pass",
+        "that by chance: what counts has to be repeated with other seeds.",
         "",
     ]
 
@@ -97,7 +97,7 @@ def _search(results: Results, best: Tuned) -> list[str]:
     for run in best.values():
         known = results.of(run)
         if known is not None:
-            remarks = "; ".join(edges(results, run)) or "every neighbour on the grid is worse"
+            remarks = "; ".join(edges(results, run)) or f"no neighbour on the grid is better by more than {TIE}"
             lines.append(f"- {known.name}: {remarks}")
     return [*lines, ""]
 
@@ -173,7 +173,7 @@ def _repeated(results: Results, runs: Iterable[Run], best: Tuned) -> list[str]:
     for run in runs:
         reference = _reference("steps", run, best)
         losses = of_seeds(results, run)
-        if not run.seed and run != reference and run.change != reference.change and len(losses) > 1:
+        if not run.seed and run.change.startswith(f"{reference.change}, ") and len(losses) > 1:
             lines.append(f"- {run.name} minus {reference.name}: {_pair(losses, of_seeds(results, reference))}")
     return [*lines, ""] if lines else []
 
