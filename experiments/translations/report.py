@@ -44,7 +44,9 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         runs = [run for run in group(best) if results.of(run) is not None]
         if runs:
             lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *ROWS]
-            lines += [_row(results[run.name], _difference(results, run, _reference(name, run, best))) for run in runs]
+            references = [_reference(results, name, run, best) for run in runs]
+            differences = [_difference(results, run, other) for run, other in zip(runs, references, strict=True)]
+            lines += [_row(results[run.name], change) for run, change in zip(runs, differences, strict=True)]
             lines += ["", *(_gaps(results, runs, best) if name != "search" else ())]
             lines += _repeated(results, runs, best) if name == "steps" else []
         shown |= {run.name for run in runs}
@@ -64,12 +66,17 @@ def _row(result: Result, difference: float | None) -> str:
     )
 
 
-def _reference(group: str, run: Run, best: Tuned) -> Run:
-    """What a run is compared with: the tuned run, or in ``steps`` the run of its seed that differs in one thing."""
+def _reference(results: Results, group: str, run: Run, best: Tuned) -> Run:
+    """What a run is compared with, of its own seed where that is known.
+
+    It is the tuned run; in ``steps`` the run that it differs from in one thing; and in ``seeds`` the first seed.
+    """
+    reference = best[run.stream]
     paper = next(GROUPS["steps"](best))
-    if group == "steps" and (run == best[run.stream] or (run.change.startswith(paper.change) and run != paper)):
-        return replace(paper, seed=run.seed)
-    return best[run.stream]
+    if group == "steps" and (run == reference or run.change.startswith(f"{paper.change}, ")):
+        reference = paper
+    same = replace(reference, seed=run.seed)
+    return same if group != "seeds" and results.of(same) is not None else reference
 
 
 def _difference(results: Results, run: Run, reference: Run) -> float | None:
@@ -171,10 +178,10 @@ def _repeated(results: Results, runs: Iterable[Run], best: Tuned) -> list[str]:
     """Steps that were run with several seeds, against the same seeds of what they are compared with."""
     lines = []
     for run in runs:
-        reference = _reference("steps", run, best)
-        losses = of_seeds(results, run)
-        if not run.seed and run.change.startswith(f"{reference.change}, ") and len(losses) > 1:
-            lines.append(f"- {run.name} minus {reference.name}: {_pair(losses, of_seeds(results, reference))}")
+        reference = _reference(results, "steps", run, best)
+        gap = _pair(of_seeds(results, run), of_seeds(results, reference))
+        if gap and not run.seed and run.change.startswith(f"{reference.change}, ") and len(of_seeds(results, run)) > 1:
+            lines.append(f"- {run.name} minus {reference.name}: {gap}")
     return [*lines, ""] if lines else []
 
 

@@ -130,14 +130,17 @@ class Results(Mapping[str, Result]):
         suite = read_json(output)["runs"][0]["suites"]["long"]
         path = self._long_file(run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        record = {"setup": self.setup, "store": suite["conditions"]["store"], "targets": suite["targets"]}
-        write_json(path, {**record, "by_context_length": suite["by_context_length"]})
+        record = {"setup": self.setup, "loss": self.loss(run), "store": suite["conditions"]["store"]}
+        write_json(path, {**record, "targets": suite["targets"], "by_context_length": suite["by_context_length"]})
 
-    def long(self, run: Run) -> dict[int, float]:
-        """A run's losses of long documents by context length, where they were measured."""
+    def long(self, run: Run, store: str | None = None) -> dict[int, float]:
+        """A run's losses of long documents by context length, where these weights were measured (on that store)."""
         path = self._long_file(run)
-        record: dict[str, Any] = read_json(path) if path.exists() else {"setup": None}
-        return dict(record["by_context_length"]) if record["setup"] == self.setup else {}
+        if not path.exists():
+            return {}
+        record: dict[str, Any] = read_json(path)
+        own = (record["setup"], record["loss"]) == (self.setup, self.loss(run))
+        return dict(record["by_context_length"]) if own and store in (None, record["store"]) else {}
 
     def _long_file(self, run: Run) -> Path:
         return self.folder / "long" / f"{run.name}.json"

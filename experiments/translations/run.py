@@ -165,12 +165,10 @@ def untaught(groups: Sequence[str], scale: str, known: Results, trainer: Trainer
 
 def measure(known: Results, scale: str, trainer: Trainer) -> None:
     """Measure the ensembles whose members are all on this machine, and long documents with the tuned runs."""
-    for best in tuned(scale, known).values():
+    for best in tuned(scale, known).values() if trainer.long_store else ():
         for run in seeded(best):
-            if trainer.has(run, known) and not known.long(run):
-                output = trainer.long(run)
-                if output is not None:
-                    known.add_long(run, output)
+            if trainer.has(run, known) and not known.long(run, trainer.long_store):
+                known.add_long(run, trainer.long(run))
     for name, members in ensembles(tuned(scale, known)).items():
         if known.averages(name) is None and all(trainer.has(run, known) for run in members):
             output = trainer.average(name, members)

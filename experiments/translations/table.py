@@ -169,7 +169,7 @@ def order(tuned: Tuned) -> Iterator[Run]:
 
 def batch(tuned: Tuned) -> Iterator[Run]:
     """Do other batches suit a stitched stream, whose windows hold fewer documents? Equal tokens; in windows a step."""
-    for windows in (8, 1):
+    for windows in (8, 1):  # small.yaml has 2; full.yaml has 8 itself
         for stream in ("stitched", "simple"):
             settings = {"data.global_batch_tokens": str(1024 * windows)}
             run = tuned[stream]
@@ -209,10 +209,11 @@ def steps(tuned: Tuned) -> Iterator[Run]:
     paper = changed(run, "paper order", {"data.epoch_order": "paper"})
     yield paper
     falling, rising = (json.dumps([_phase(first), _phase(2 * run.mix - first)]) for first in (0.9, 0.6))
-    faster = min((rate for rate in GRID["learning_rate"] if rate > run.learning_rate), default=run.learning_rate)
-    steps: dict[str, dict[str, str]] = {
-        "muon": {"model.optimizer.name": "muon"},
-        "muon faster": {"model.optimizer.name": "muon", "model.learning_rate": f"{faster:g}"},
+    faster = [rate for rate in GRID["learning_rate"] if rate > run.learning_rate][:1]
+    steps: dict[str, dict[str, str]] = {"muon": {"model.optimizer.name": "muon"}}
+    for rate in faster:
+        steps["muon faster"] = {"model.optimizer.name": "muon", "model.learning_rate": f"{rate:g}"}
+    steps |= {
         "weight averaging": {"trainer.callbacks+": "EMAWeightAveraging", "trainer.callbacks.decay": "0.99"},
         "decay rising": {"model.final_weight_decay": f"{2 * run.weight_decay:g}"},
         "decay falling": {"model.final_weight_decay": "0"},

@@ -12,7 +12,9 @@ from results import Results
 from table import RUNS, Run
 
 from megalit.cli.console import console
+from megalit.errors import UserError
 from megalit.scaling.records import FILE, read_record
+from megalit.streams.store import read_manifest
 
 # How often the processes are looked at.
 WATCH_SECONDS = 0.5
@@ -61,6 +63,11 @@ class Trainer:
         record = read_record(folder)
         return record.status == "finished" and round(record.losses["iid"]["nats_per_token"], 5) == loss
 
+    @property
+    def long_store(self) -> str | None:
+        """What identifies the long documents."""
+        return read_manifest(self.books / "validation").content_hash if self.books else None
+
     def average(self, name: str, members: Sequence[Run]) -> Path | None:
         """Measure the averages of the first K members, and return the file that says so."""
         output = self.runs / f"ensemble-{name}.json"
@@ -69,15 +76,18 @@ class Trainer:
         done = subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
         return output if done else None
 
-    def long(self, run: Run) -> Path | None:
-        """Measure a run's losses of long documents, and return the file that says them; None without such documents."""
-        if self.books is None:
-            return None
+    def long(self, run: Run) -> Path:
+        """Measure a run's losses of long documents, and return the file that says them.
+
+        Raises:
+            UserError: they cannot be measured.
+        """
         output = self.runs / f"long-{run.name}.json"
         command = [sys.executable, "-m", "megalit", "evaluate", "--run", str(self.runs / run.name)]
         command += [f"--suites={json.dumps({'long': str(self.books)})}", "--separate=false", f"--output={output}"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
-        return output if done else None
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            raise UserError(f"the long documents cannot be measured with {run.name}: mend what it says above")
+        return output
 
     def _log(self, run: Run) -> Path:
         return self.runs / f"{run.name}.log"

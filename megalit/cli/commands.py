@@ -1,9 +1,11 @@
 """Verbs that are one dataclass of settings: parsing them from flags and a configuration file."""
 
 import argparse
+import json
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from megalit.cli import VERBS
@@ -38,24 +40,34 @@ def parse(verb: str, command: type[T], arguments: Sequence[str], epilog: str | N
 def gather(arguments: Sequence[str], flag: str, leading: bool = False) -> list[str]:
     """Several values of a flag, or several flags, as the one list that the parser takes.
 
-    With ``leading``, what stands in front of all flags belongs to it, too.
+    With ``leading``, what stands in front of all flags belongs to it, too. A flag without a value is left for the
+    parser to refuse.
     """
-    values, others = [], []
+    values: list[Any] = []
+    others: list[str] = []
     taking = leading
-    for argument in arguments:
+    for place, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if argument.startswith("-"):
-            taking = name == flag
-            if not taking:
+            taking = name in (flag, f"{flag}+")
+            behind = arguments[place + 1 : place + 2]
+            if taking and value:
+                values += _listed(value)
+            elif not taking or "=" in argument or not behind or behind[0].startswith("-"):
                 others.append(argument)
-            elif value:
-                values.append(value)
         elif taking:
-            values.append(argument)
+            values += _listed(argument)
         else:
             others.append(argument)
-    if not values:
-        return others
-    # A list that is written as one is passed on.
-    written = values[0] if len(values) == 1 and values[0].startswith("[") else "[" + ", ".join(map(repr, values)) + "]"
-    return [*others, f"{flag}={written}"]
+    return [*others, f"{flag}={json.dumps(values)}"] if values else others
+
+
+def _listed(value: str) -> list[Any]:
+    """A value that is written as a list, or a list of that one value; a pattern such as ``[ab]*`` is no list."""
+    if value.startswith("[") and value.endswith("]"):
+        try:
+            loaded = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return [value]
+        return loaded if isinstance(loaded, list) else [value]
+    return [value]

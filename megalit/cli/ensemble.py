@@ -28,6 +28,7 @@ from megalit.files import write_json
 from megalit.preemption import STOP, STOPPED, Preempted
 from megalit.scaling.ensembles import FILE
 from megalit.scaling.fitting import fit_power_law
+from megalit.scaling.records import refuse_unfinished
 from megalit.streams.loading import SuiteWindows
 
 # How often a member's process is looked at.
@@ -85,6 +86,8 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             raise UserError(f"{of_fit[0]} is given beside --runs, which trains nothing: leave one of them out")
         if command.output is None:
             raise UserError("runs that are there already have no folder in common: name a file with --output")
+        for run in command.runs:
+            refuse_unfinished(run, Path(run))
         measure([Path(run) for run in command.runs], command, Path(command.output))
         return
     config = fit_config(of_fit)

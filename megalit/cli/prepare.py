@@ -5,13 +5,13 @@ missing one. A folder that was built from other settings is never mixed with: th
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megalit.cli.console import Step, console
-from megalit.corpus.build import CorpusSettings, build_corpus, input_changed
+from megalit.corpus.build import CorpusSettings, build_corpus, input_now
 from megalit.corpus.contamination import GuardSettings
 from megalit.corpus.tables import FORMAT, TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
@@ -101,13 +101,24 @@ def ensure_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
         return _open_or_build_corpus(settings, folder)
 
 
+def _same_inputs(corpus: Corpus) -> None:
+    """Refuse inputs that have changed; those that are copies are known by their new times from now on."""
+    recorded: list[dict[str, Any]] = corpus.manifest["inputs"]
+    now = [input_now(source) for source in recorded]
+    for source, found in zip(recorded, now, strict=True):
+        if found is None:
+            raise UserError(f"{source['name']} has changed since {corpus.folder} was built: choose another folder")
+    if now != recorded:
+        # A folder that may not be written is compared again each time, which is only slower.
+        with suppress(OSError):
+            write_json(corpus.folder / "manifest.json", {**corpus.manifest, "inputs": now})
+
+
 def _open_or_build_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
     if (folder / "manifest.json").exists():
         corpus = Corpus(folder)
         _same_settings(folder, corpus.manifest["settings"], asdict(settings))
-        for state in corpus.manifest["inputs"]:
-            if input_changed(state):
-                raise UserError(f"{state['name']} has changed since {folder} was built: choose another folder")
+        _same_inputs(corpus)
         return corpus
     _refuse_foreign(folder)
     with Step(f"reading documents from {', '.join(settings.inputs)}") as shown:

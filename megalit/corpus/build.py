@@ -72,40 +72,44 @@ def build_corpus(
 
 def input_state(source: str) -> dict[str, Any]:
     """What tells at no cost that an input has not changed since it was read: sizes and times of change."""
-    stats = [(name, file.stat()) for name, file in _files(source)]
-    if not stats:
+    files = _files(source)
+    if files is None:
         return {"name": source}
+    stats = [(name, file.stat()) for name, file in files]
     state = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return {"name": source, "bytes": sum(stat.st_size for _, stat in stats), "state": fingerprint(state)}
 
 
 def input_content(source: str) -> dict[str, Any]:
-    """What an input says, wherever and whenever it was copied to; reads all of it. Nothing for a data set of a hub."""
+    """What the files of an input say, wherever and whenever they were copied to; reads all of them.
+
+    Nothing for what is no file here, such as ``python-docs``, or can be read only once, such as a named pipe.
+    """
     files = _files(source)
-    if not files:
+    if files is None or not all(file.is_file() for _, file in files):
         return {}
     return {"content": fingerprint([[name, file_digest(file)] for name, file in files])}
 
 
-def input_changed(recorded: dict[str, Any]) -> bool:
-    """Whether an input differs from the one that a manifest records.
+def input_now(recorded: dict[str, Any]) -> dict[str, Any] | None:
+    """What a manifest should say of an input that it records; None where the input has changed.
 
     An input of another time of change is read, because a copy or a download of the same files is the same input; one
     that is no longer there has not changed.
     """
     now = input_state(recorded["name"])
     if "bytes" not in now or now["state"] == recorded.get("state"):
-        return False
+        return recorded
     if now["bytes"] != recorded.get("bytes") or "content" not in recorded:
-        return True
-    return bool(input_content(recorded["name"])["content"] != recorded["content"])
+        return None
+    return {**recorded, **now} if input_content(recorded["name"]).get("content") == recorded["content"] else None
 
 
-def _files(source: str) -> list[tuple[str, Path]]:
-    """The files of an input with their names in it; none for what is not on this machine."""
+def _files(source: str) -> list[tuple[str, Path]] | None:
+    """The files of an input with their names in it; None for what is not on this machine."""
     path = Path(source).expanduser()
     if not path.exists():
-        return []
+        return None
     return [(file.relative_to(path).as_posix(), file) for file in (text_files(path) if path.is_dir() else [path])]
 
 

@@ -156,7 +156,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").exists():
         raise UserError(
             f"model.weights {folder} holds no config.json: name a folder in the Hugging Face format "
-            "(`megalit export` writes one of a run)"
+            "(`megalit export` makes one from a run)"
         )
     config: dict[str, Any] = read_json(folder / "config.json")
     return config

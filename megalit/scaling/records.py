@@ -103,7 +103,7 @@ def refuse_unfinished(name: str, folder: Path) -> None:
     """
     if (folder / FILE).exists() and read_record(folder).status != "finished":
         raise UserError(
-            f"{name} is not finished: give the command that trains it again, or name the checkpoint that is meant"
+            f"{name} is not finished: finish it with the command that began it, or name the checkpoint that is meant"
         )
 
 

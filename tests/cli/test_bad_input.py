@@ -164,9 +164,12 @@ def test_an_input_that_has_changed_is_noticed(run: Run, refused: Refused, from_f
 def test_a_copy_of_an_input_is_the_same_input(run: Run, from_files: Path, tmp_path: Path) -> None:
     assert run("fit", "--config", from_files, "--run", "first") == 0
     os.utime(tmp_path / "documents.jsonl", (1, 1))
-    assert run("fit", "--config", from_files, "--run", "second") == 0
-    # The stores, too, belong to a corpus that is built from the copy.
     [corpus] = tmp_path.glob("**/corpus/manifest.json")
+    before = json.loads(corpus.read_text())["inputs"]
+    assert run("fit", "--config", from_files, "--run", "second") == 0
+    # It is read once, and not at each start from then on.
+    assert json.loads(corpus.read_text())["inputs"][0]["state"] != before[0]["state"]
+    # The stores, too, belong to a corpus that is built from the copy.
     shutil.rmtree(corpus.parent)
     assert run("fit", "--config", from_files, "--run", "third") == 0
 

@@ -19,6 +19,9 @@ from megalit.errors import UserError
         ["a", "b c", "--output", "page"],
         ["--runs", "['a', 'b c']"],
         ["--runs+=a", "--runs+=b c"],
+        ["a", "--runs+=b c"],
+        ["[a]", "[b c]"],
+        ["--runs", "[a]", "--runs+", "b c"],
     ],
 )
 def test_each_way_to_write_a_list_is_the_same_list(written: list[str]) -> None:
@@ -27,7 +30,13 @@ def test_each_way_to_write_a_list_is_the_same_list(written: list[str]) -> None:
     assert command.output == ("page" if "page" in written else "report")
 
 
-def test_values_of_no_flag_are_left_for_the_parser_to_refuse() -> None:
+@pytest.mark.parametrize("name", ["[ab]*", "it's", """both ' and \"""", "a\\b", "ä", "[a"])
+def test_odd_names_and_patterns_stay_as_they_are(name: str) -> None:
+    assert parse("report", ReportCommand, gather([name], "--runs", leading=True)).runs == [name]
+
+
+def test_what_is_no_value_of_the_flag_is_left_for_the_parser_to_refuse() -> None:
     assert gather(["a", "--other", "b"], "--runs") == ["a", "--other", "b"]
-    with pytest.raises(UserError, match="a"):
-        parse("report", ReportCommand, gather(["a"], "--runs"))
+    for written in (["a"], ["--runs"], ["--runs", "--output", "x"]):
+        with pytest.raises(UserError):
+            parse("report", ReportCommand, gather(written, "--runs"))

@@ -13,7 +13,7 @@ from data_sets import make_rows, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalit.corpus.build import CorpusSettings, build_corpus, input_changed, input_state, validation_split
+from megalit.corpus.build import CorpusSettings, build_corpus, input_now, input_state, validation_split
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.errors import UserError
 
@@ -133,15 +133,15 @@ def test_an_input_is_told_apart_by_what_it_says_not_by_its_times(tmp_path: Path)
     [recorded] = corpus.manifest["inputs"]
     # A copy has the same text at another time.
     os.utime(tmp_path / "rows.jsonl", (1, 1))
-    assert not input_changed(recorded)
+    assert input_now(recorded) == {**recorded, **input_state(recorded["name"])} != recorded
     # Another text of the same length is another input, and so it is for a manifest that cannot tell.
     text = (tmp_path / "rows.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(text.swapcase())
-    assert input_changed(recorded)
-    assert input_changed({key: value for key, value in recorded.items() if key != "content"})
+    assert input_now(recorded) is None
+    assert input_now({key: value for key, value in recorded.items() if key != "content"}) is None
     # What is gone has not changed: the corpus has it all.
     (tmp_path / "rows.jsonl").unlink()
-    assert not input_changed(recorded)
+    assert input_now(recorded) == recorded
 
 
 def test_memory_is_bounded_by_the_text_of_a_group(tmp_path: Path) -> None:

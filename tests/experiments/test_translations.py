@@ -13,6 +13,7 @@ from data_sets import make_rows, write_jsonl
 from megalit import cli
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.errors import UserError
+from megalit.streams.store import read_manifest
 
 HERE = Path(__file__).parents[2] / "experiments" / "translations"
 
@@ -170,7 +171,9 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
         run.main(**arguments, books="nowhere")
     run.main(**arguments, books="runs/translations/data/stores")
     kept = experiment.results.Results(Path("results/small"), None)
-    assert max(kept.long(two[0])) == 128
+    store = read_manifest(Path("runs/translations/data/stores/validation")).content_hash
+    assert max(kept.long(two[0], store)) == 128
+    assert not kept.long(two[0], "other books")
     assert "## Long documents" in Path("results/small/results.md").read_text()
     (runs,) = Path("runs/translations").glob("small-*")
     record = experiment.results.read_record(runs / two[1].name)

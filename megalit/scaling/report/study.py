@@ -1,5 +1,5 @@
-"""What was compared: runs that differ only in their seeds are one setting, and settings that share model, real data
-and context can be held against each other."""
+"""What was compared: runs that differ only in their seeds are one setting, and settings that share model, real data,
+context and optimizer can be held against each other."""
 
 import json
 import math
