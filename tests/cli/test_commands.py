@@ -40,3 +40,10 @@ def test_what_is_no_value_of_the_flag_is_left_for_the_parser_to_refuse() -> None
     for written in (["a"], ["--runs"], ["--runs", "--output", "x"]):
         with pytest.raises(UserError):
             parse("report", ReportCommand, gather(written, "--runs"))
+
+
+def test_other_flags_keep_their_places_and_values() -> None:
+    assert gather(["--run", "a", "--batch", "2", "--run=b"], "--run") == ["--batch", "2", '--run=["a", "b"]']
+    assert gather(["--run", "a", "b", "--batch=2"], "--run") == ["--batch=2", '--run=["a", "b"]']
+    assert gather(["--run", "[a, b]"], "--run") == ['--run=["a", "b"]']
+    assert gather(["--batch", "2"], "--run") == ["--batch", "2"]

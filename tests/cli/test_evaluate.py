@@ -12,7 +12,7 @@ from data_sets import DataSet, make_rows
 from running import Run
 
 from megalit.callbacks import Checkpoint
-from megalit.cli.evaluate import _processes, gather
+from megalit.cli.evaluate import _processes
 from megalit.cli.models import open_model
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
@@ -193,10 +193,3 @@ def test_what_cannot_be_measured_ends_in_one_line(
     said = refused("--run", "run")
     assert "run, suite iid: the model gives" in said
     assert "not finite in windows 0 to" in said
-
-
-def test_runs_are_gathered_from_every_way_to_name_them() -> None:
-    assert gather(["--run", "a", "--batch", "2", "--run=b"], "--run") == ["--batch", "2", "--run=['a', 'b']"]
-    assert gather(["--run", "a", "b", "--batch=2"], "--run") == ["--batch=2", "--run=['a', 'b']"]
-    assert gather(["--run", "[a, b]"], "--run") == ["--run=[a, b]"]
-    assert gather(["--batch", "2"], "--run") == ["--batch", "2"]
