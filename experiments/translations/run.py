@@ -47,7 +47,7 @@ def main(
     Args:
         passages: JSON lines of documents with generations (README.md); needed to train.
         scale: ``small`` (minutes a run on one core) or ``full`` (a GPU).
-        only: groups of the table, such as ``[key, seeds]`` (default: all of them).
+        only: groups of the table, such as ``[search, seeds]`` (default: all of them).
         budget_minutes: start no run after that time.
         jobs: runs at a time; with several, what each says is in a log beside its folder.
         books: stores of long documents, which the tuned runs are measured on.
