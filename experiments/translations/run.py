@@ -8,11 +8,13 @@ run what is known so far. README.md tells what the passages are.
 """
 
 import math
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from jsonargparse import CLI
@@ -34,6 +36,7 @@ def main(
     passages: str | None = None,
     scale: str = "small",
     only: Sequence[str] = (),
+    matching: str = "",
     budget_minutes: float | None = None,
     jobs: int = 1,
     books: str | None = None,
@@ -48,6 +51,7 @@ def main(
         passages: JSON lines of documents with generations (README.md); needed to train.
         scale: ``small`` (minutes a run on one core) or ``full`` (a GPU).
         only: groups of the table, such as ``[search, seeds]`` (default: all of them).
+        matching: train only the runs whose names this regular expression finds something in.
         budget_minutes: start no run after that time.
         jobs: runs at a time; with several, what each says is in a log beside its folder.
         books: stores of long documents, which the tuned runs are measured on.
@@ -56,12 +60,7 @@ def main(
         results: folder of the records and the report, with a folder for each scale.
         configs: further configurations of ``megalit fit`` for all runs; they are another setup.
     """
-    groups = list(only) or list(GROUPS)
-    for name in groups:
-        if name not in GROUPS:
-            raise UserError(f"--only names '{name}', which is no group: choose among {', '.join(GROUPS)}")
-    if scale not in START:
-        raise UserError(f"--scale is {scale}: choose {' or '.join(START)}")
+    agenda = Agenda(tuple(only) or tuple(GROUPS), scale, matching)
     if jobs < 1:
         raise UserError(f"--jobs is {jobs}: choose at least 1")
     folder = Path(results) / scale
@@ -83,28 +82,57 @@ def main(
         base, Path(passages), Path(output) / "data", runs, quiet=jobs > 1, books=Path(books) if books else None
     )
     ends = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
-    failed = train_table(groups, scale, known, trainer, jobs, ends)
+    failed = train_table(agenda, known, trainer, jobs, ends)
     if failed:
         raise UserError(f"{', '.join(failed)} failed: mend what they say above, then give the same command")
 
 
-def train_table(
-    groups: Sequence[str], scale: str, known: Results, trainer: Trainer, jobs: int, ends: float
-) -> list[str]:
-    """Train the table's runs that have no record, some at a time, and return the names of those that failed.
+@dataclass(frozen=True)
+class Agenda:
+    """What of the table to train: groups of runs, in this order, and of them those whose names match.
+
+    Raises:
+        UserError: there is no such group or scale, or the expression is none.
+    """
+
+    groups: Sequence[str]
+    scale: str
+    matching: str = ""
+
+    def __post_init__(self) -> None:
+        for name in self.groups:
+            if name not in GROUPS:
+                raise UserError(f"--only names '{name}', which is no group: choose among {', '.join(GROUPS)}")
+        if self.scale not in START:
+            raise UserError(f"--scale is {self.scale}: choose {' or '.join(START)}")
+        try:
+            re.compile(self.matching)
+        except re.error as error:
+            raise UserError(f"--matching {self.matching} is no regular expression: {error}") from None
+
+    def runs(self, known: Results) -> Iterator[tuple[str, list[Run]]]:
+        """The runs of each group that have no record, at the best settings known by now."""
+        best = tuned(self.scale, known)
+        for group in self.groups:
+            runs = [run for run in GROUPS[group](best) if known.of(run) is None]
+            yield group, [run for run in runs if re.search(self.matching, run.name)]
+
+
+def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, ends: float) -> list[str]:
+    """Train the agenda's runs that have no record, some at a time, and return the names of those that failed.
 
     Raises:
         UserError: runs were told to stop, or the first ones all failed.
     """
     failed: list[str] = []
     under_way: dict[Run, subprocess.Popen[bytes]] = {}
-    measure(known, scale, trainer)
+    measure(known, agenda.scale, trainer)
     if known:
-        write_report(known, scale, known.folder)
+        write_report(known, agenda.scale, known.folder)
     try:
         while True:
             while len(under_way) < jobs and time.monotonic() < ends:
-                following = next_run(groups, scale, known, trainer, under_way, failed)
+                following = next_run(agenda, known, trainer, under_way, failed)
                 if following is None:
                     break
                 console.print(f"{following[0]}: {following[1].name}")
@@ -112,7 +140,7 @@ def train_table(
             if not under_way:
                 if time.monotonic() >= ends:
                     console.print("the time is used up: the same command goes on")
-                for run, teacher in untaught(groups, scale, known, trainer):
+                for run, teacher in untaught(agenda, known, trainer):
                     console.print(f"{run.name} needs {teacher.name}, which was trained elsewhere: delete its record")
                 return failed
             run, status = first_to_end(under_way)
@@ -128,24 +156,18 @@ def train_table(
                 continue
             result = known.add(run, trainer.runs / run.name)
             console.print(f"{run.name}: {result.loss:.4f} nats per token")
-            measure(known, scale, trainer)
-            write_report(known, scale, known.folder)
+            measure(known, agenda.scale, trainer)
+            write_report(known, agenda.scale, known.folder)
     finally:
         stop(under_way.values())
 
 
 def next_run(
-    groups: Sequence[str],
-    scale: str,
-    known: Results,
-    trainer: Trainer,
-    under_way: Container[Run],
-    failed: Container[str],
+    agenda: Agenda, known: Results, trainer: Trainer, under_way: Container[Run], failed: Container[str]
 ) -> tuple[str, Run] | None:
-    """The table's first run that has yet to be begun, at the best settings known by now, with its group."""
-    best = tuned(scale, known)
-    for group in groups:
-        runs = [run for run in GROUPS[group](best) if known.of(run) is None and run.name not in failed]
+    """The agenda's first run that has yet to be begun, with its group."""
+    for group, without_record in agenda.runs(known):
+        runs = [run for run in without_record if run.name not in failed]
         for run in runs:
             if run not in under_way and all(trainer.has(teacher, known) for teacher in run.teachers):
                 return group, run
@@ -154,12 +176,12 @@ def next_run(
     return None
 
 
-def untaught(groups: Sequence[str], scale: str, known: Results, trainer: Trainer) -> Iterator[tuple[Run, Run]]:
+def untaught(agenda: Agenda, known: Results, trainer: Trainer) -> Iterator[tuple[Run, Run]]:
     """Runs that cannot be trained because a teacher has a record and no weights on this machine, with that teacher."""
-    for group in groups:
-        for run in GROUPS[group](tuned(scale, known)):
+    for _, runs in agenda.runs(known):
+        for run in runs:
             missing = [teacher for teacher in run.teachers if known.of(teacher) and not trainer.has(teacher, known)]
-            if known.of(run) is None and missing:
+            if missing:
                 yield run, missing[0]
 
 

@@ -189,6 +189,24 @@ def window(tuned: Tuned) -> Iterator[Run]:
             yield changed(tuned[stream], f"window {length}", {"data.context_length": str(length)})
 
 
+def mask(tuned: Tuned) -> Iterator[Run]:
+    """Without attention from one text to another: is it the attention, or when a model meets the rephrases?"""
+    for seed in range(MEMBERS):
+        for stream in ("stitched", "simple"):
+            masked = changed(tuned[stream], "masked", {"model.cross_document_attention": "false"})
+            yield replace(masked, seed=seed)
+
+
+def muon(tuned: Tuned) -> Iterator[Run]:
+    """Are the streams in the same order under another optimizer? At the next higher learning rates."""
+    for seed in range(MEMBERS):
+        for stream in ("stitched", "simple"):
+            run = changed(tuned[stream], "muon", {"model.optimizer.name": "muon"})
+            rates = [rate for rate in GRID["learning_rate"] if rate > run.learning_rate]
+            for rate in rates if not seed else rates[:1]:
+                yield replace(run, learning_rate=rate, seed=seed)
+
+
 def subsets(tuned: Tuned) -> Iterator[Run]:
     """What is more real data worth? Nested sets of documents, real only."""
     for fraction in (0.25, 0.0625, 0.5):
@@ -278,5 +296,8 @@ def changed(run: Run, name: str, settings: Mapping[str, str]) -> Run:
 # Cheapest and most informative first.
 GROUPS: dict[str, Group] = {
     function.__name__: function
-    for function in (search, seeds, generations, order, batch, steps, subsets, distillation, window, members, mixes)
+    for function in (
+        *(search, seeds, generations, order, batch, mask, steps, subsets),
+        *(distillation, window, muon, members, mixes),
+    )
 }

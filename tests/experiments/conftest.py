@@ -117,8 +117,8 @@ def trained(experiment: SimpleNamespace, known: Any, monkeypatch: pytest.MonkeyP
         def explain(self, run: Any) -> None:
             pass
 
-    groups = list(experiment.table.GROUPS)
+    agenda = experiment.run.Agenda(list(experiment.table.GROUPS), "small")
     with monkeypatch.context() as patch:
         patch.setattr(experiment.run, "write_report", lambda *_: None)
-        failed = experiment.run.train_table(groups, "small", known, Trainer(), 3, float("inf"))
+        failed = experiment.run.train_table(agenda, known, Trainer(), 3, float("inf"))
     return SimpleNamespace(order=order, failed=failed)

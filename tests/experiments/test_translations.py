@@ -56,7 +56,7 @@ def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
 @pytest.mark.parametrize("scale", ["small", "full"])
 def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale: str) -> None:
     table = experiment.table
-    for name in ("generations", "order", "batch", "window", "seeds", "mixes", "steps"):
+    for name in ("generations", "order", "batch", "mask", "window", "muon", "seeds", "mixes", "steps"):
         for run in table.GROUPS[name](table.START[scale]):
             tuned = table.START[scale][run.stream]
             assert run.passes == pytest.approx(tuned.passes), run.name
@@ -211,12 +211,21 @@ def test_a_run_that_fails_keeps_no_other_back(
     started.statuses = dict.fromkeys(range(100), 1)
     trainer = experiment.training.Trainer([], Path("passages"), Path("data"), Path("runs"), quiet=False)
     with pytest.raises(UserError, match="the first 3 runs failed"):
-        experiment.run.train_table(["search", "seeds"], "small", known, trainer, 2, float("inf"))
+        experiment.run.train_table(experiment.run.Agenda(["search", "seeds"], "small"), known, trainer, 2, float("inf"))
     assert all(process.stopped for process in started.processes[3:])
 
     known.add(experiment.table.START["small"]["real"], Path())
-    failed = experiment.run.train_table(["seeds"], "small", known, trainer, 2, float("inf"))
+    failed = experiment.run.train_table(experiment.run.Agenda(["seeds"], "small"), known, trainer, 2, float("inf"))
     assert len(failed) == 6
+
+
+def test_single_runs_are_chosen_by_name(experiment: SimpleNamespace, known: Any) -> None:
+    chosen = experiment.run.Agenda(["search", "mask"], "small", "^stitched.*(wd0.8|masked)")
+    (_, of_search), (_, of_mask) = chosen.runs(known)
+    assert [run.name for run in of_search] == ["stitched-4_e4_lr0.01_wd0.8"]
+    assert [(run.seed, run.stream) for run in of_mask] == [(0, "stitched"), (1, "stitched"), (2, "stitched")]
+    with pytest.raises(UserError, match=r"--matching \( is no regular expression"):
+        experiment.run.Agenda(["search"], "small", "(")
 
 
 def test_the_whole_table_several_runs_at_a_time(
