@@ -354,10 +354,13 @@ def test_optimizers_are_compared_in_panels_of_their_own(tmp_path: Path) -> None:
     value = json.loads((tmp_path / "other" / "record.json").read_text())
     value["config"]["model"] = {**value["config"].get("model", {}), "optimizer": {"name": "muon"}}
     (tmp_path / "other" / "record.json").write_text(json.dumps(value))
+    make_run(tmp_path / "half", "real", loss=3.9, real_fraction=0.5)
     study, _ = make_study(find_runs([str(tmp_path)]))
-    plain, other = study.families
+    half, plain, other = study.families
     assert str(other) == f"{plain}, muon"
     assert [loss.mean for _, loss in study.best(plain, "iid")] == pytest.approx([3.6])
+    assert study.compared == [plain, other], "a subset of the real documents is there for the law alone"
+    assert half.real_tokens < plain.real_tokens
 
 
 def test_a_later_evaluation_does_not_change_what_runs_are_compared_by(tmp_path: Path) -> None:

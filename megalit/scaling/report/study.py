@@ -206,10 +206,10 @@ class Study:
 
     @property
     def compared(self) -> list[Family]:
-        """Families with more than one stream or G; all, where there is none: subsets of the real documents alone,
+        """Families with more than the real documents alone; all, where there is none: subsets of the real documents,
         which a baseline's law is made of, have nothing to be compared with."""
-        several = [f for f in self.families if len({s.name for s in self.settings if s.family == f}) > 1]
-        return several or self.families
+        more = {setting.family for setting in self.settings if setting.stream != REAL_ONLY}
+        return sorted(more) or self.families
 
     def of(self, family: Family, suite: str) -> list[tuple[Setting, Loss]]:
         """A family's settings that have a loss on a suite."""
