@@ -184,7 +184,11 @@ def test_stores_of_another_tokenizer_are_not_mixed_in(
 
 
 @pytest.mark.parametrize("name", ["absent/tokenizer", "./absent"])
-def test_a_tokenizer_that_is_not_there(name: str, run: Run, refused: Refused, tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_not_there(
+    name: str, run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Asks no hub: where there is no network, it would be asked again and again for most of a minute.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     write_jsonl(tmp_path / "d.jsonl", make_rows(20, seed=3))
     assert run("corpus", "--inputs", "[d.jsonl]", "--validation_fraction", "0.3", "--output", "c") == 0
     assert name in refused("tokenize", "--corpus", "c", "--output", "s", "--tokenizer.name", name)
