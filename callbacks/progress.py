@@ -71,7 +71,7 @@ class Progress(ProgressBar):
             self._bar.update(self._task, completed=done, status=status)
         else:
             self._printed_at = now
-            self._console.print(f"step {done}/{total} | {status}", highlight=False)
+            self._console.print(f"step {done}/{total} | {status}", highlight=False, soft_wrap=True)
 
     def on_validation_start(self, *_: Any) -> None:
         self._validation_began = time.monotonic()

@@ -5,9 +5,18 @@ import time
 
 from rich.console import Console
 
+
+def make_console(stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that folds and cuts nothing in a file or a pipe, where a line is found by what stands in it."""
+    made = Console(stderr=stderr, highlight=False, quiet=quiet)
+    if not made.is_terminal and not made.is_jupyter and "COLUMNS" not in os.environ:
+        made.width = 1000
+    return made
+
+
 # Every rank runs the same command; the first one speaks.
 _rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
-console = Console(stderr=True, highlight=False, quiet=_rank != "0")
+console = make_console(stderr=True, quiet=_rank != "0")
 
 
 class Step:

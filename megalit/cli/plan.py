@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
-from rich.console import Console
 
+from megalit.cli.console import make_console
 from megalit.cli.fit_config import WithoutTrainer, parse_fit
 from megalit.cli.prediction import Disk, Prediction, Time, print_prediction
 from megalit.cli.training import TrainingCLI
@@ -51,7 +51,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         json.dump(prediction.to_json(), sys.stdout, indent=2)
         print()
     else:
-        print_prediction(prediction, Console(highlight=False))
+        print_prediction(prediction, make_console())
 
 
 def predict(cli: TrainingCLI) -> Prediction:

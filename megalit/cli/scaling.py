@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from megalit.cli.commands import gather, parse
+from megalit.cli.console import make_console
 from megalit.cli.scaling_efficiency import EfficiencyCommand, efficiency
 from megalit.cli.scaling_fits import (
     How,
@@ -215,8 +215,4 @@ def _fit(settings: FitCommand) -> None:
 
 
 def _print(table: Table) -> None:
-    output = Console(highlight=False)
-    if not output.is_terminal:
-        # Where nobody looks, nothing is to be folded.
-        output.width = 1000
-    output.print(table)
+    make_console().print(table)

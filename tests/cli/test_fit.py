@@ -53,6 +53,9 @@ def test_a_run_leaves_everything_in_its_folder(run: Run, small: Path, tmp_path: 
     assert list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").open()))
     for words in ("plan", "stitched", "75.0%", "40 steps", "validation loss, iid", "unique real tokens", "tokens/s"):
         assert words in said
+    progress = [line for line in said.splitlines() if line.startswith("step ")]
+    assert progress
+    assert all(line.endswith(" left") for line in progress), "a line of a log is not folded"
 
 
 def test_a_finished_run_is_not_run_again(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
