@@ -9,7 +9,8 @@ from statistics import mean, stdev
 import numpy as np
 from results import Results
 from scipy.stats import t
-from table import GRID, MOST_PASSES, Run, StreamName, Tuned, neighbours, subsets
+from spec import Run, StreamName
+from table import GRID, MOST_PASSES, Tuned, neighbours, subsets
 
 STREAMS: tuple[StreamName, ...] = ("real", "simple", "stitched")
 # More than the table asks for.

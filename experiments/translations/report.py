@@ -10,7 +10,8 @@ from estimates import STREAMS, baseline, edges, efficiency, interval, noise, of_
 from figure import draw
 from results import TIE, Result, Results, tuned
 from scipy.stats import t
-from table import GROUPS, Run, StreamName, Tuned, ensembles, seeded
+from spec import Run, StreamName
+from table import GROUPS, Tuned, ensembles, seeded
 
 from megalit.errors import UserError
 from megalit.files import write_atomic

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from table import START, Run, Tuned, grid, seeded
+from spec import Run
+from table import START, Tuned, grid, seeded
 
 from megalit.errors import UserError
 from megalit.files import fingerprint, read_json, write_json

@@ -20,7 +20,8 @@ from pathlib import Path
 from jsonargparse import CLI
 from report import write_report
 from results import Results, setup_fingerprint, tuned
-from table import GROUPS, START, Run, ensembles, seeded
+from spec import Run
+from table import GROUPS, START, ensembles, seeded
 from training import Trainer, first_to_end, stop
 
 from megalit.cli.console import console

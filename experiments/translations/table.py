@@ -7,82 +7,10 @@ neighbours of the best, and when one of them is better, it lists that one's.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
-from typing import Literal
 
-StreamName = Literal["real", "simple", "stitched"]
-# Stands for the folder of the runs in settings that name another run.
-RUNS = "{runs}"
-CLASSES = {"real": "RealStream", "simple": "SimpleStream", "stitched": "StitchedStream"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run: what differs from the base configuration.
-
-    Attributes:
-        stream: the real documents alone, or beside a synthetic stream.
-        epochs: how often the separate real stream is read.
-        generations: of each document, drawn for each document by seed.
-        mix: share of windows from the synthetic stream.
-        seed: of model and data together.
-        change: name of what else is different.
-        settings: that difference, as settings of ``megalit fit``.
-        teachers: runs that it distils from.
-    """
-
-    stream: StreamName
-    epochs: float
-    learning_rate: float
-    weight_decay: float
-    generations: int = 0
-    mix: float = 0.75
-    seed: int = 0
-    change: str = ""
-    settings: Mapping[str, str] = field(default_factory=dict, hash=False)
-    teachers: tuple["Run", ...] = ()
-
-    @property
-    def recipe(self) -> str:
-        """Stream and number of generations, such as ``stitched-4``."""
-        return self.stream if self.stream == "real" else f"{self.stream}-{self.generations}"
-
-    @property
-    def passes(self) -> float:
-        """Tokens trained on, in sizes of the real data."""
-        return self.epochs if self.stream == "real" else self.epochs / (1 - self.mix)
-
-    @property
-    def name(self) -> str:
-        """All that makes the run, as the name of its folder and record."""
-        parts = [self.recipe, f"e{self.epochs:g}", f"lr{self.learning_rate:g}", f"wd{self.weight_decay:g}"]
-        if self.stream != "real" and self.mix != 0.75:
-            parts.append(f"mix{self.mix:g}")
-        if self.change:
-            parts.append(self.change.replace(", ", "_").replace(" ", "-"))
-        if self.seed:
-            parts.append(f"seed{self.seed}")
-        return "_".join(parts)
-
-    def arguments(self) -> list[str]:
-        """What ``megalit fit`` gets besides the base configuration."""
-        settings = {
-            "data": CLASSES[self.stream],
-            "data.real_epochs": f"{self.epochs:g}",
-            "model.learning_rate": f"{self.learning_rate:g}",
-            "model.weight_decay": f"{self.weight_decay:g}",
-            "seed_everything": str(self.seed),
-        }
-        if self.stream != "real":
-            settings["data.generations"] = str(self.generations)
-            settings["data.draw"] = "drawn"
-            settings["data.synthetic_fraction"] = f"{self.mix:g}"
-        if self.teachers:
-            settings["trainer.callbacks+"] = "SelfDistillation"
-            settings["trainer.callbacks.teachers"] = json.dumps([f"{RUNS}/{teacher.name}" for teacher in self.teachers])
-        return [f"--{key}={value}" for key, value in {**settings, **self.settings}.items()]
-
+from spec import Run, StreamName, changed
 
 # Where the search of each scale begins: near the paper's settings for its smallest model and G = 4.
 START: dict[str, dict[StreamName, Run]] = {
@@ -263,6 +191,14 @@ def distillation(tuned: Tuned) -> Iterator[Run]:
             yield changed(student, name, {})
 
 
+def students(tuned: Tuned) -> Iterator[Run]:
+    """Does self-distillation add to ensembles? Students of one teacher, as members."""
+    for student in distillation(tuned):
+        if student.stream != "stitched" and len(student.teachers) == 1:
+            for seed in range(MEMBERS, 2 * MEMBERS):
+                yield replace(student, seed=seed)
+
+
 def members(tuned: Tuned) -> Iterator[Run]:
     """Members for ensembles have twice the epochs and half the weight decay of the best single model (the paper's)."""
     for seed in range(MEMBERS):
@@ -274,7 +210,10 @@ def members(tuned: Tuned) -> Iterator[Run]:
 def ensembles(tuned: Tuned) -> dict[str, list[Run]]:
     """Averages that are worth measuring: their names and members."""
     of_members = [run for run in members(tuned) if not run.seed]
-    return {run.name: seeded(run) for run in [*tuned.values(), *of_members]}
+    found = {run.name: seeded(run) for run in [*tuned.values(), *of_members]}
+    for run in students(tuned):
+        found.setdefault(replace(run, seed=0).name, []).append(run)
+    return found
 
 
 def seeded(run: Run) -> list[Run]:
@@ -287,17 +226,11 @@ def _phase(fraction: float) -> dict[str, float]:
     return {"share": 0.5, "synthetic_fraction": round(fraction, 3)}
 
 
-def changed(run: Run, name: str, settings: Mapping[str, str]) -> Run:
-    """The run with one more change."""
-    names = f"{run.change}, {name}" if run.change else name
-    return replace(run, change=names, settings={**run.settings, **settings})
-
-
 # Cheapest and most informative first.
 GROUPS: dict[str, Group] = {
     function.__name__: function
     for function in (
         *(search, seeds, generations, order, batch, mask, steps, subsets),
-        *(distillation, window, muon, members, mixes),
+        *(distillation, window, muon, students, members, mixes),
     )
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results import Results
-from table import RUNS, Run
+from spec import RUNS, Run
 
 from megalit.cli.console import console
 from megalit.errors import UserError

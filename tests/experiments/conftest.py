@@ -15,7 +15,7 @@ HERE = Path(__file__).parents[2] / "experiments" / "translations"
 def experiment(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The experiment's modules, which lie in no package."""
     monkeypatch.syspath_prepend(str(HERE))
-    for name in ("run", "table", "results", "report", "siblings", "estimates", "figure", "training"):
+    for name in ("run", "spec", "table", "results", "report", "siblings", "estimates", "figure", "training"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import estimates
     import report
