@@ -135,6 +135,8 @@ def _same_work(work: Work, output: Path) -> None:
         return
     if output.is_file() or visible(output):
         raise UserError(f"{output} is there and was not made by `megalit generate`: choose another output")
+    # A folder is its model's from now on: only one that is there may take it, as a name is easily mistyped.
+    work.engine.open()
     write_json(path, asked)
 
 

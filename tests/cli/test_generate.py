@@ -200,6 +200,16 @@ def test_another_recipe_needs_another_folder(config: Path, run: Run, capsys: pyt
     assert table(Path("out")) == before
 
 
+def test_a_mistyped_model_does_not_take_the_folder(
+    config: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run("generate", "--config", config, "--engine", "Transformers", "--engine.model", "some/typo") == 2
+    assert "engine.model some/typo cannot be loaded" in capsys.readouterr().err
+    assert run("generate", "--config", config) == 0
+    assert table(Path("out"))
+
+
 @pytest.mark.parametrize(
     "path", sorted(Path(__file__).parents[2].glob("configs/generate/*.yaml")), ids=lambda p: p.stem
 )
