@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
-from megalit.cli.tables import plan_table
+from megalit.cli.tables import plan_table, with_lines
 from megalit.modeling.memory import Step, StepMemory
 from megalit.streams.plan import RunPlan
 from megalit.streams.sizes import DataSizes
@@ -99,15 +99,13 @@ class Prediction:
 
 def print_prediction(prediction: Prediction, console: Console) -> None:
     """Print it as tables."""
-    table = plan_table(prediction.plan)
-    if not prediction.disk.data.measured:
-        table.title = "plan (no stores: sizes are assumed)"
-    console.print(table)
+    title = "plan" if prediction.disk.data.measured else "plan (no stores: sizes are assumed)"
+    console.print(plan_table(prediction.plan, title))
     console.print(_memory(prediction))
     console.print(_costs(prediction))
 
 
-def _memory(prediction: Prediction) -> Table:
+def _memory(prediction: Prediction) -> Group:
     step = prediction.step
     own = prediction.memory[step.micro_batch, step.checkpointing]
     spread = "sharded" if step.sharded else "each with the whole model"
@@ -127,13 +125,12 @@ def _memory(prediction: Prediction) -> Table:
             _peak(memory, prediction.device_memory),
             _peak(less, prediction.device_memory),
         )
-    table.caption = (
+    said = (
         f"weights {size_of(own.weights)}, gradients {size_of(own.gradients)}, optimizer {size_of(own.optimizer)}, "
         f"communication {size_of(own.communication)}, half-precision copies {size_of(own.copies)}; not counted: the "
         "device's context and the allocator's rounding"
     )
-    table.caption_justify = "left"
-    return table
+    return with_lines(table, [said])
 
 
 def _peak(memory: StepMemory, available: float | None) -> str:

@@ -1,18 +1,25 @@
 """The tables that verbs print: the plan of a run before it, its result after, and what was measured of models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from megalit.evaluation.results import Evaluation, over_runs
 from megalit.scaling.records import RunRecord
 from megalit.streams.plan import RunPlan
 
 
-def plan_table(plan: RunPlan) -> Table:
+def with_lines(table: Table, lines: Iterable[str]) -> Group:
+    """A table and lines below it; a caption would be folded to the table's width."""
+    return Group(table, *map(Text, lines))
+
+
+def plan_table(plan: RunPlan, title: str = "plan") -> Group:
     """What a run will read."""
-    table = Table(title="plan", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for name in ("stream", "share", "unique tokens", "of them synthetic", "windows", "epochs"):
         table.add_column(name, justify="left" if name == "stream" else "right")
     for stream in plan.streams:
@@ -24,21 +31,20 @@ def plan_table(plan: RunPlan) -> Table:
             f"{stream.windows:,}",
             f"{stream.epochs:.2f}",
         )
-    table.caption = (
+    said = (
         f"{plan.steps:,} steps of {plan.global_batch} windows of {plan.context_length:,} tokens: "
         f"{plan.tokens:,} tokens, {plan.synthetic_share:.1%} of them synthetic; "
         f"{plan.unique_real_tokens:,} unique real tokens"
     )
-    table.caption_justify = "left"
-    return table
+    return with_lines(table, [said])
 
 
-def ensemble_tables(result: dict[str, Any]) -> list[Table]:
+def ensemble_tables(result: dict[str, Any]) -> list[Group]:
     """Loss of the average of the first K members of an ensemble, a table for each suite (see ``megalit ensemble``)."""
     return [_ensemble_table(name, suite, result["members"]) for name, suite in result["suites"].items()]
 
 
-def _ensemble_table(name: str, suite: dict[str, Any], members: list[str]) -> Table:
+def _ensemble_table(name: str, suite: dict[str, Any], members: list[str]) -> Group:
     averages: dict[str, list[float]] = suite["averages"]
     table = Table(title=f"{name}: nats per token over {suite['targets']:,} tokens", title_justify="left")
     table.add_column("K", justify="right")
@@ -65,8 +71,7 @@ def _ensemble_table(name: str, suite: dict[str, Any], members: list[str]) -> Tab
             f"weights ({weights}) {chosen['weighted']:.4f}, members {picked} alone {chosen['selected']:.4f}"
         )
     said.append(f"the lower average: {suite['best_average']}")
-    table.caption, table.caption_justify = "\n".join(said), "left"
-    return table
+    return with_lines(table, said)
 
 
 def _ends(interval: list[float | None]) -> str:
