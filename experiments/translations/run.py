@@ -52,7 +52,8 @@ def main(
         passages: JSON lines of documents with generations (README.md); needed to train.
         scale: ``small`` (minutes a run on one core) or ``full`` (a GPU).
         only: groups of the table, such as ``[search, seeds]`` (default: all of them).
-        matching: train only the runs whose names this regular expression finds something in.
+        matching: train only runs whose names match this regular expression somewhere; a search that it leaves out is
+            not waited for.
         budget_minutes: start no run after that time.
         jobs: runs at a time; with several, what each says is in a log beside its folder.
         books: stores of long documents, which the tuned runs are measured on.
@@ -109,14 +110,23 @@ class Agenda:
         try:
             re.compile(self.matching)
         except re.error as error:
-            raise UserError(f"--matching {self.matching} is no regular expression: {error}") from None
+            raise UserError(f"--matching '{self.matching}' is no regular expression ({error}): mend it") from None
 
     def runs(self, known: Results) -> Iterator[tuple[str, list[Run]]]:
-        """The runs of each group that have no record, at the best settings known by now."""
+        """The runs of each group that have no record, at the best settings known by now.
+
+        Raises:
+            UserError: no run has such a name, with or without a record.
+        """
         best = tuned(self.scale, known)
-        for group in self.groups:
-            runs = [run for run in GROUPS[group](best) if known.of(run) is None]
-            yield group, [run for run in runs if re.search(self.matching, run.name)]
+        found = [(group, [run for run in GROUPS[group](best) if self._asks_for(run)]) for group in self.groups]
+        if not any(runs for _, runs in found):
+            raise UserError(f"--matching '{self.matching}' matches no run of {', '.join(self.groups)}: mend it")
+        for group, runs in found:
+            yield group, [run for run in runs if known.of(run) is None]
+
+    def _asks_for(self, run: Run) -> bool:
+        return re.search(self.matching, run.name) is not None
 
 
 def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, ends: float) -> list[str]:
@@ -141,8 +151,10 @@ def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, end
             if not under_way:
                 if time.monotonic() >= ends:
                     console.print("the time is used up: the same command goes on")
+                    return failed
                 for run, teacher in untaught(agenda, known, trainer):
-                    console.print(f"{run.name} needs {teacher.name}, which was trained elsewhere: delete its record")
+                    reason = "was trained elsewhere: delete its record" if known.of(teacher) else "is not trained"
+                    console.print(f"{run.name} needs {teacher.name}, which {reason}", markup=False)
                 return failed
             run, status = first_to_end(under_way)
             del under_way[run]
@@ -178,10 +190,10 @@ def next_run(
 
 
 def untaught(agenda: Agenda, known: Results, trainer: Trainer) -> Iterator[tuple[Run, Run]]:
-    """Runs that cannot be trained because a teacher has a record and no weights on this machine, with that teacher."""
+    """Runs that cannot be trained because a teacher has no weights on this machine, with that teacher."""
     for _, runs in agenda.runs(known):
         for run in runs:
-            missing = [teacher for teacher in run.teachers if known.of(teacher) and not trainer.has(teacher, known)]
+            missing = [teacher for teacher in run.teachers if not trainer.has(teacher, known)]
             if missing:
                 yield run, missing[0]
 

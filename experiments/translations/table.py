@@ -1,4 +1,4 @@
-"""The runs of the experiment: what each is, and in which order they are worth their cost.
+"""The runs of the experiment, and in which order they are worth their cost.
 
 A group answers one question and lists its runs; the driver takes the groups in order and leaves out what has a
 record. Groups depend on the best settings found so far, so a search is a group like any other: it lists the
@@ -126,7 +126,7 @@ def mask(tuned: Tuned) -> Iterator[Run]:
 
 
 def muon(tuned: Tuned) -> Iterator[Run]:
-    """Are the streams in the same order under another optimizer? At the next higher learning rates."""
+    """Are the streams in the same order under another optimizer? At higher learning rates, the next with seeds."""
     for seed in range(MEMBERS):
         for stream in ("stitched", "simple"):
             run = changed(tuned[stream], "muon", {"model.optimizer.name": "muon"})
@@ -194,6 +194,7 @@ def distillation(tuned: Tuned) -> Iterator[Run]:
 def students(tuned: Tuned) -> Iterator[Run]:
     """Does self-distillation add to ensembles? Students of one teacher, as members."""
     for student in distillation(tuned):
+        # Of the two streams with rephrases the better one says enough.
         if student.stream != "stitched" and len(student.teachers) == 1:
             for seed in range(MEMBERS, 2 * MEMBERS):
                 yield replace(student, seed=seed)
@@ -230,7 +231,19 @@ def _phase(fraction: float) -> dict[str, float]:
 GROUPS: dict[str, Group] = {
     function.__name__: function
     for function in (
-        *(search, seeds, generations, order, batch, mask, steps, subsets),
-        *(distillation, window, muon, students, members, mixes),
+        search,
+        seeds,
+        generations,
+        order,
+        batch,
+        mask,
+        steps,
+        subsets,
+        distillation,
+        window,
+        muon,
+        students,
+        members,
+        mixes,
     )
 }

@@ -52,7 +52,8 @@ class Trainer:
         """Say why a run failed, where it could not say so itself."""
         if self.quiet:
             lines = [line for line in self._log(run).read_text(errors="replace").splitlines() if line.strip()]
-            console.print(f"{run.name}: {lines[-1] if lines else 'it said nothing'} ({self._log(run)})")
+            said = lines[-1] if lines else "it said nothing"
+            console.print(f"{run.name}: {said} ({self._log(run)})", markup=False)
 
     def has(self, run: Run, known: Results) -> bool:
         """Whether the weights that the run's record is about are on this machine."""

@@ -7,9 +7,12 @@ from rich.console import Console
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
-    """A console that folds and cuts nothing in a file or a pipe, where a line is found by what stands in it."""
+    """A console that folds and cuts nothing in a file or a pipe, where a line is found by what stands in it.
+
+    COLUMNS tells another width.
+    """
     made = Console(stderr=stderr, highlight=False, quiet=quiet)
-    if not made.is_terminal and not made.is_jupyter and "COLUMNS" not in os.environ:
+    if not made.is_terminal and not made.is_jupyter and not os.environ.get("COLUMNS"):
         made.width = 1000
     return made
 

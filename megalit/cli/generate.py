@@ -82,8 +82,13 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     work = _work(command)
     shard = Shard.parse(command.shard)
     corpus = None if work.recipe.kind == "samples" else Corpus(Path(command.corpus))
+    made_with = {"recipe": work.version, "model": work.model, "kind": work.recipe.kind}
+    if not (output / WORK).exists():
+        # A folder is its model's from here on, and a model's name is easily mistyped. Not under the lock: loading may
+        # take long, and may fail in every shard.
+        work.engine.open()
     with lock(output / WORK):
-        _same_work(work, output)
+        _same_work(made_with, output)
     compacted = _compact(work, corpus, output)
     if compacted.missing:
         _generate(work, corpus, output, shard)
@@ -120,9 +125,8 @@ def _work(command: GenerateCommand) -> Work:
     )
 
 
-def _same_work(work: Work, output: Path) -> None:
+def _same_work(asked: dict[str, str], output: Path) -> None:
     """Remember what a folder's generations are made with, or compare with what they were."""
-    asked = {"recipe": work.version, "model": work.model, "kind": work.recipe.kind}
     path = output / WORK
     if path.exists():
         there = read_json(path)
@@ -135,8 +139,6 @@ def _same_work(work: Work, output: Path) -> None:
         return
     if output.is_file() or visible(output):
         raise UserError(f"{output} is there and was not made by `megalit generate`: choose another output")
-    # A folder is its model's from now on: only one that is there may take it, as a name is easily mistyped.
-    work.engine.open()
     write_json(path, asked)
 
 
@@ -205,7 +207,8 @@ def _print_status(output: Path) -> None:
     if not statuses:
         raise UserError(f"{output} holds no status of a shard: start `megalit generate --output {output}` first")
     together = added_up(statuses)
-    table = Table(title=str(output))
+    console.print(str(output), markup=False)
+    table = Table()
     for heading in ("shard", "state", "done", "of", "declined", "tokens", "tokens/s", "left"):
         table.add_column(heading, justify="left" if heading in ("shard", "state") else "right")
     started = f"{together['shards']} of {together['of']}"

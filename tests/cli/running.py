@@ -65,7 +65,7 @@ prepare:
 
 def start(*arguments: str | Path, folder: Path, **options: object) -> "subprocess.Popen[str]":
     """Start ``megalit`` as a process of its own."""
-    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "megalit", *map(str, arguments)],
         cwd=folder,

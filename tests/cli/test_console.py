@@ -22,7 +22,8 @@ def printed(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_file_holds_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
+    for name in ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
     line, *table = printed(io.StringIO(), monkeypatch)
     assert line == f"{NAME} and more"
     assert any(NAME in row and "3.5" in row for row in table)

@@ -53,6 +53,7 @@ def test_a_run_leaves_everything_in_its_folder(run: Run, small: Path, tmp_path: 
     assert list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").open()))
     for words in ("plan", "stitched", "75.0%", "40 steps", "validation loss, iid", "unique real tokens", "tokens/s"):
         assert words in said
+    assert any("40 steps of" in line and line.endswith(" unique real tokens") for line in said.splitlines())
     progress = [line for line in said.splitlines() if line.startswith("step ")]
     assert progress
     assert all(line.endswith(" left") for line in progress), "a line of a log is not folded"

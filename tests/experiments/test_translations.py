@@ -224,8 +224,10 @@ def test_single_runs_are_chosen_by_name(experiment: SimpleNamespace, known: Any)
     (_, of_search), (_, of_mask) = chosen.runs(known)
     assert [run.name for run in of_search] == ["stitched-4_e4_lr0.01_wd0.8"]
     assert [(run.seed, run.stream) for run in of_mask] == [(0, "stitched"), (1, "stitched"), (2, "stitched")]
-    with pytest.raises(UserError, match=r"--matching \( is no regular expression"):
+    with pytest.raises(UserError, match=r"--matching '\(' is no regular expression"):
         experiment.run.Agenda(["search"], "small", "(")
+    with pytest.raises(UserError, match="--matching 'mskd' matches no run of search, mask: mend it"):
+        list(experiment.run.Agenda(["search", "mask"], "small", "mskd").runs(known))
 
 
 def test_the_whole_table_several_runs_at_a_time(
@@ -247,3 +249,17 @@ def test_the_whole_table_several_runs_at_a_time(
     assert {run.name for run in others} <= set(known), "the whole table, at the best settings"
     assert all(order.index(run.name) > settled for run in others if run not in list(table.search(best)))
     assert set(known.measured) >= set(table.ensembles(best))
+    of_students = table.ensembles(best)[f"{best['simple'].name}_one-teacher"]
+    assert [run.seed for run in of_students] == [3, 4, 5], "no student begins where its teacher did"
+    assert {run.teachers for run in of_students} == {(best["simple"],)}
+
+
+def test_students_wait_for_their_teachers(
+    experiment: SimpleNamespace, known: Any, started: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = experiment.training.Trainer([], Path("passages"), Path("data"), Path("runs"), quiet=False)
+    agenda = experiment.run.Agenda(["students"], "small", "^real")
+    assert experiment.run.train_table(agenda, known, trainer, 1, float("inf")) == []
+    assert not started.names
+    teacher = experiment.table.START["small"]["real"].name
+    assert f"needs {teacher}, which is not trained" in capsys.readouterr().err

@@ -60,7 +60,7 @@ class Engine(ABC):
         """
 
     def open(self) -> None:  # noqa: B027 (most have nothing to load)
-        """Load what :meth:`count_tokens` needs; entering does it, too.
+        """Load what :meth:`count_tokens` needs, if it is not loaded yet; entering does it, too.
 
         Raises:
             UserError: nothing there to load.

@@ -46,19 +46,20 @@ class PromptEncoder:
         model: folder or hub name.
         revision: of a hub name.
         chat: render conversations with the model's chat template; a base model has none and takes the messages' texts.
+        setting: which setting names the model, for what is said of it.
 
     Raises:
         UserError: no tokenizer there, or no chat template where one is asked for.
     """
 
-    def __init__(self, model: str, revision: str | None, chat: bool) -> None:
+    def __init__(self, model: str, revision: str | None, chat: bool, setting: str = "engine.model") -> None:
         from transformers import AutoTokenizer
 
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(str(Path(model).expanduser()), revision=revision or "main")
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"the tokenizer of engine.model {model} cannot be loaded ({reason}): check it") from error
+            raise UserError(f"the tokenizer of {setting} {model} cannot be loaded ({reason}): check it") from error
         if chat and not tokenizer.chat_template:
             raise UserError(f"engine.model {model} has no chat template: set engine.chat false for a base model")
         self._tokenizer = tokenizer

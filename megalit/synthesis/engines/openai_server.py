@@ -80,7 +80,7 @@ class OpenAI(Engine):
 
     def open(self) -> None:
         if self._tokenizer is not None and self._encoder is None:
-            self._encoder = PromptEncoder(self._tokenizer, None, chat=False)
+            self._encoder = PromptEncoder(self._tokenizer, None, chat=False, setting="engine.tokenizer")
 
     def count_tokens(self, text: str) -> int:
         return self._encoder.count(text) if self._encoder else -(-len(text.encode()) // 4)
