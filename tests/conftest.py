@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Threads of several processes on one core wait for each other; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# pytest-xdist's workers are told a width, to which all that megalit says would be folded.
+os.environ.pop("COLUMNS", None)
 
 import pytest
 from data_sets import DataSet, make_rows, write_jsonl
