@@ -112,29 +112,28 @@ class Agenda:
         except re.error as error:
             raise UserError(f"--matching '{self.matching}' is no regular expression ({error}): mend it") from None
 
-    def runs(self, known: Results) -> Iterator[tuple[str, list[Run]]]:
-        """The runs of each group that have no record, at the best settings known by now.
-
-        Raises:
-            UserError: no run has such a name, with or without a record.
-        """
+    def asked(self, known: Results) -> list[tuple[str, list[Run]]]:
+        """The runs of each group, at the best settings known by now."""
         best = tuned(self.scale, known)
-        found = [(group, [run for run in GROUPS[group](best) if self._asks_for(run)]) for group in self.groups]
-        if not any(runs for _, runs in found):
-            raise UserError(f"--matching '{self.matching}' matches no run of {', '.join(self.groups)}: mend it")
-        for group, runs in found:
-            yield group, [run for run in runs if known.of(run) is None]
+        return [
+            (name, [run for run in GROUPS[name](best) if re.search(self.matching, run.name)]) for name in self.groups
+        ]
 
-    def _asks_for(self, run: Run) -> bool:
-        return re.search(self.matching, run.name) is not None
+    def runs(self, known: Results) -> Iterator[tuple[str, list[Run]]]:
+        """Those of them that have no record."""
+        for group, runs in self.asked(known):
+            yield group, [run for run in runs if known.of(run) is None]
 
 
 def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, ends: float) -> list[str]:
     """Train the agenda's runs that have no record, some at a time, and return the names of those that failed.
 
     Raises:
-        UserError: runs were told to stop, or the first ones all failed.
+        UserError: runs were told to stop, or the first ones all failed, or no run has a name that matches.
     """
+    # Once: later the best settings, and with them the names, may move away from what matches.
+    if agenda.matching and not any(runs for _, runs in agenda.asked(known)):
+        raise UserError(f"--matching '{agenda.matching}' matches no run of {', '.join(agenda.groups)}: mend it")
     failed: list[str] = []
     under_way: dict[Run, subprocess.Popen[bytes]] = {}
     measure(known, agenda.scale, trainer)

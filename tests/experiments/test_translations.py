@@ -227,7 +227,7 @@ def test_single_runs_are_chosen_by_name(experiment: SimpleNamespace, known: Any)
     with pytest.raises(UserError, match=r"--matching '\(' is no regular expression"):
         experiment.run.Agenda(["search"], "small", "(")
     with pytest.raises(UserError, match="--matching 'mskd' matches no run of search, mask: mend it"):
-        list(experiment.run.Agenda(["search", "mask"], "small", "mskd").runs(known))
+        experiment.run.train_table(experiment.run.Agenda(["search", "mask"], "small", "mskd"), known, None, 1, 0.0)
 
 
 def test_the_whole_table_several_runs_at_a_time(
