@@ -72,7 +72,7 @@ def _reference(results: Results, group: str, run: Run, best: Tuned) -> Run:
 
     It is the tuned run; in ``steps`` the run that it differs from in one thing; and in ``seeds`` the first seed.
     """
-    reference = best[run.stream]
+    reference = best["real" if run.stream == "samples" else run.stream]
     paper = next(GROUPS["steps"](best))
     if group == "steps" and (run == reference or run.change.startswith(f"{paper.change}, ")):
         reference = paper
@@ -134,12 +134,12 @@ def _pair(first: dict[int, float], second: dict[int, float]) -> str | None:
 
 def _ensembles(results: Results, best: Tuned) -> list[str]:
     rows = []
-    for name, members in ensembles(best).items():
+    for name in ensembles(best):
         averages = results.averages(name)
         if averages is not None:
             curves = (averages["probabilities"], averages["logits"])
             cells = (" / ".join(f"{loss:.4f}" for loss in curve) for curve in curves)
-            rows.append(f"| {name} | {len(members)} | {' | '.join(cells)} |")
+            rows.append(f"| {name} | {len(curves[0])} | {' | '.join(cells)} |")
     if not rows:
         return []
     return [

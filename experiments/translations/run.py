@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from jsonargparse import CLI
 from report import write_report
 from results import Results, setup_fingerprint, tuned
 from spec import Run
-from table import GROUPS, START, ensembles, seeded
+from table import GROUPS, MEMBERS, START, ensembles, seeded
 from training import Trainer, first_to_end, stop
 
 from megalit.cli.console import console
@@ -145,8 +146,11 @@ def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, end
                 following = next_run(agenda, known, trainer, under_way, failed)
                 if following is None:
                     break
-                console.print(f"{following[0]}: {following[1].name}")
-                under_way[following[1]] = trainer.start(following[1])
+                group, run = following
+                console.print(f"{group}: {run.name}")
+                if run.stream == "samples":
+                    trainer.sample(run, known)
+                under_way[run] = trainer.start(run)
             if not under_way:
                 if time.monotonic() >= ends:
                     console.print("the time is used up: the same command goes on")
@@ -204,10 +208,12 @@ def measure(known: Results, scale: str, trainer: Trainer) -> None:
             if trainer.has(run, known) and not known.long(run, trainer.long_store):
                 known.add_long(run, trainer.long(run))
     for name, members in ensembles(tuned(scale, known)).items():
-        if known.averages(name) is None and all(trainer.has(run, known) for run in members):
-            output = trainer.average(name, members)
+        there = list(takewhile(lambda run: trainer.has(run, known), members))
+        averages = known.averages(name)
+        if len(there) >= max(MEMBERS, len(averages["logits"]) + 1 if averages else 0):
+            output = trainer.average(name, there)
             if output is not None:
-                known.add_average(name, members, output)
+                known.add_average(name, there, output)
 
 
 def interrupt(*_: object) -> None:

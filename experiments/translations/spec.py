@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-StreamName = Literal["real", "simple", "stitched"]
+StreamName = Literal["real", "simple", "stitched", "samples"]
 # Stands for the folder of the runs in settings that name another run.
 RUNS = "{runs}"
-CLASSES = {"real": "RealStream", "simple": "SimpleStream", "stitched": "StitchedStream"}
+CLASSES = {"real": "RealStream", "simple": "SimpleStream", "stitched": "StitchedStream", "samples": "SampleStream"}
+# In a teacher's folder: what it said, and the stores of it.
+HARD_LABELS = "hard_labels"
 
 
 @dataclass(frozen=True)
@@ -16,14 +18,14 @@ class Run:
     """One training run: what differs from the base configuration.
 
     Attributes:
-        stream: the real documents alone, or beside a synthetic stream.
+        stream: the real documents alone, or beside a synthetic stream; ``samples`` are the first teacher's own.
         epochs: how often the separate real stream is read.
-        generations: of each document, drawn for each document by seed.
+        generations: of each document, drawn for each document by seed; of samples as many tokens.
         mix: share of windows from the synthetic stream.
         seed: of model and data together.
         change: name of what else is different.
         settings: that difference, as settings of ``megalit fit``.
-        teachers: runs that it distils from.
+        teachers: runs that it distils from: by soft labels, or by hard ones where its stream is ``samples``.
     """
 
     stream: StreamName
@@ -68,11 +70,14 @@ class Run:
             "model.weight_decay": f"{self.weight_decay:g}",
             "seed_everything": str(self.seed),
         }
-        if self.stream != "real":
+        if self.stream in ("simple", "stitched"):
             settings["data.generations"] = str(self.generations)
             settings["data.draw"] = "drawn"
+        if self.stream != "real":
             settings["data.synthetic_fraction"] = f"{self.mix:g}"
-        if self.teachers:
+        if self.stream == "samples":
+            settings["data.stores"] = f"{RUNS}/{self.teachers[0].name}/{HARD_LABELS}/stores"
+        elif self.teachers:
             settings["trainer.callbacks+"] = "SelfDistillation"
             settings["trainer.callbacks.teachers"] = json.dumps([f"{RUNS}/{teacher.name}" for teacher in self.teachers])
         return [f"--{key}={value}" for key, value in {**settings, **self.settings}.items()]

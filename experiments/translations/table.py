@@ -36,8 +36,9 @@ GRID: dict[str, tuple[float, ...]] = {
 # Single changes that are run with the seeds of an ensemble, too, as is what they are compared with.
 REPEATED = ("muon faster",)
 
-# Members of an ensemble, which are the seeds of a run.
+# Members of an ensemble, which are the seeds of a run; of the tuned runs there may be more.
 MEMBERS = 3
+MOST_MEMBERS = 5
 
 # A run trains on at most so many tokens, in sizes of the real data: what a first pass can pay for. The search ends
 # there even where more epochs would be better.
@@ -200,6 +201,20 @@ def students(tuned: Tuned) -> Iterator[Run]:
                 yield replace(student, seed=seed)
 
 
+def hard_labels(tuned: Tuned) -> Iterator[Run]:
+    """Are a teacher's samples worth as much as its soft labels? Real only, in a simple stream's place and settings."""
+    for seed in range(MEMBERS, 2 * MEMBERS):
+        student = replace(tuned["simple"], stream="samples", seed=seed, teachers=(tuned["real"],))
+        yield changed(student, "hard labels", {})
+
+
+def larger(tuned: Tuned) -> Iterator[Run]:
+    """Do a fourth and a fifth member still add to an ensemble?"""
+    for seed in range(MEMBERS, MOST_MEMBERS):
+        for run in tuned.values():
+            yield replace(run, seed=seed)
+
+
 def members(tuned: Tuned) -> Iterator[Run]:
     """Members for ensembles have twice the epochs and half the weight decay of the best single model (the paper's)."""
     for seed in range(MEMBERS):
@@ -209,17 +224,17 @@ def members(tuned: Tuned) -> Iterator[Run]:
 
 
 def ensembles(tuned: Tuned) -> dict[str, list[Run]]:
-    """Averages that are worth measuring: their names and members."""
-    of_members = [run for run in members(tuned) if not run.seed]
-    found = {run.name: seeded(run) for run in [*tuned.values(), *of_members]}
+    """Averages that are worth measuring: their names and members, of which the first three say enough to begin with."""
+    found = {run.name: seeded(run, MOST_MEMBERS) for run in tuned.values()}
+    found |= {run.name: seeded(run) for run in members(tuned) if not run.seed}
     for run in students(tuned):
         found.setdefault(replace(run, seed=0).name, []).append(run)
     return found
 
 
-def seeded(run: Run) -> list[Run]:
+def seeded(run: Run, count: int = MEMBERS) -> list[Run]:
     """The run with each of the first seeds."""
-    return [replace(run, seed=seed) for seed in range(MEMBERS)]
+    return [replace(run, seed=seed) for seed in range(count)]
 
 
 def _phase(fraction: float) -> dict[str, float]:
@@ -243,6 +258,8 @@ GROUPS: dict[str, Group] = {
         window,
         muon,
         students,
+        hard_labels,
+        larger,
         members,
         mixes,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from results import Results
-from spec import RUNS, Run
+from spec import HARD_LABELS, RUNS, Run
 
 from megalit.cli.console import console
 from megalit.errors import UserError
@@ -18,6 +18,10 @@ from megalit.streams.store import read_manifest
 
 # How often the processes are looked at.
 WATCH_SECONDS = 0.5
+
+# How a teacher is sampled; a sample may be a little longer than the longest passage.
+GENERATE = Path(__file__).parents[2] / "configs" / "generate" / "self_distillation.yaml"
+SAMPLE_TOKENS = 400
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ class Trainer:
         command = [sys.executable, "-m", "megalit", "fit"]
         for path in self.configs:
             command += ["--config", str(path)]
-        command += [f"--run={self.runs / run.name}", f"--prepare.folder={self.data}"]
+        # The stores of samples are made by ``sample``, the others by the first run that needs them.
+        prepared = run.stream == "samples"
+        command += [f"--run={self.runs / run.name}", f"--prepare.folder={'null' if prepared else self.data}"]
         command += [f"--prepare.corpus.inputs={json.dumps([str(self.passages.resolve())])}"]
         command += [argument.replace(RUNS, str(self.runs)) for argument in run.arguments()]
         if not self.quiet:
@@ -47,6 +53,25 @@ class Trainer:
         self.runs.mkdir(parents=True, exist_ok=True)
         with self._log(run).open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log)
+
+    def sample(self, run: Run, known: Results) -> None:
+        """Draw the samples that a run trains on from its teacher, and tokenize them; what is there stays.
+
+        Raises:
+            UserError: that failed.
+        """
+        (teacher,) = run.teachers
+        folder = self.runs / teacher.name / HARD_LABELS
+        model, said = folder / "model", folder / "samples"
+        commands = [] if model.exists() else [["export", f"--run={self.runs / teacher.name}", f"--output={model}"]]
+        commands.append(["generate", f"--config={GENERATE}", f"--engine.model={model}", f"--output={said}"])
+        commands[-1] += [f"--sampling.max_tokens={SAMPLE_TOKENS}"]
+        commands[-1] += [f"--total_tokens={run.generations * known[teacher.name].real_tokens}"]
+        commands.append(["tokenize", f"--corpus={self.data / 'corpus'}", f"--generations={json.dumps([str(said)])}"])
+        commands[-1] += [f"--tokenizer.name={self.data / 'stores' / 'tokenizer'}", f"--output={folder / 'stores'}"]
+        for command in commands:
+            if subprocess.run([sys.executable, "-m", "megalit", *command], stdout=subprocess.DEVNULL).returncode:
+                raise UserError(f"the samples of {teacher.name} cannot be made: mend what it says above")
 
     def explain(self, run: Run) -> None:
         """Say why a run failed, where it could not say so itself."""

@@ -41,7 +41,7 @@ def known(experiment: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monke
 
         def __init__(self) -> None:
             super().__init__(tmp_path / "records", "setup")
-            self.measured: list[str] = []
+            self.measured: list[tuple[str, int]] = []
             self.longs: dict[str, dict[int, float]] = {}
 
         def add(self, run: Any, folder: Path) -> Any:
@@ -54,7 +54,7 @@ def known(experiment: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monke
             return self._results[run.name]
 
         def add_average(self, name: str, members: Any, output: Path) -> None:
-            self.measured.append(name)
+            self.measured.append((name, len(members)))
 
         def add_long(self, run: Any, output: Path) -> None:
             self.longs[run.name] = {512: 1.0 + loss(run), 1024: 0.9 + loss(run)}
@@ -63,7 +63,9 @@ def known(experiment: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monke
             return self.longs.get(run.name, {})
 
         def averages(self, name: str) -> Any:
-            return {"probabilities": [3.0, 2.9], "logits": [3.0, 2.95]} if name in self.measured else None
+            most = max((count for measured, count in self.measured if measured == name), default=0)
+            curves = {"probabilities": [3.0, *most * [2.9]][:most], "logits": [3.0, *most * [2.95]][:most]}
+            return curves if most else None
 
     return Known()
 
@@ -78,10 +80,10 @@ def loss(run: Any) -> float:
     values = (run.epochs, run.learning_rate, run.weight_decay)
     far = sum(
         abs(steps.index(value) - steps.index(best)) if value in steps else 9
-        for steps, value, best in zip(GRID.values(), values, OPTIMA[run.stream], strict=True)
+        for steps, value, best in zip(GRID.values(), values, OPTIMA.get(run.stream, values), strict=True)
     )
     fewer = math.log2(0.125 / float(run.settings.get("data.real_fraction", "0.125")))
-    worth = {"real": 0.5, "simple": 0.2, "stitched": 0.1}[run.stream]
+    worth = {"real": 0.5, "samples": 0.4, "simple": 0.2, "stitched": 0.1}[run.stream]
     worth -= 0.05 * (run.settings.get("model.optimizer.name") == "muon")
     return 3 + worth + 0.01 * far + 0.02 * run.seed * (1 if run.stream == "real" else 2) + 0.25 * fewer
 
@@ -104,6 +106,9 @@ def trained(experiment: SimpleNamespace, known: Any, monkeypatch: pytest.MonkeyP
             order.append(run)
             status = int(run.learning_rate == 3e-2 and run.stream == "real")
             return SimpleNamespace(poll=lambda: status)
+
+        def sample(self, run: Any, known: Any) -> None:
+            assert all(teacher.name in known for teacher in run.teachers), "teachers first"
 
         def has(self, run: Any, known: Any) -> bool:
             return known.of(run) is not None

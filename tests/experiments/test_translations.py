@@ -56,9 +56,10 @@ def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
 @pytest.mark.parametrize("scale", ["small", "full"])
 def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale: str) -> None:
     table = experiment.table
-    for name in ("generations", "order", "batch", "mask", "window", "muon", "seeds", "mixes", "steps"):
+    tuned_runs = table.START[scale] | {"samples": table.START[scale]["simple"]}
+    for name in ("generations", "order", "batch", "mask", "window", "muon", "seeds", "mixes", "steps", "hard_labels"):
         for run in table.GROUPS[name](table.START[scale]):
-            tuned = table.START[scale][run.stream]
+            tuned = tuned_runs[run.stream]
             assert run.passes == pytest.approx(tuned.passes), run.name
 
 
@@ -248,10 +249,43 @@ def test_the_whole_table_several_runs_at_a_time(
     others = [run for name, group in table.GROUPS.items() if name != "search" for run in group(best)]
     assert {run.name for run in others} <= set(known), "the whole table, at the best settings"
     assert all(order.index(run.name) > settled for run in others if run not in list(table.search(best)))
-    assert set(known.measured) >= set(table.ensembles(best))
+    assert {name for name, _ in known.measured} >= set(table.ensembles(best))
     of_students = table.ensembles(best)[f"{best['simple'].name}_one-teacher"]
     assert [run.seed for run in of_students] == [3, 4, 5], "no student begins where its teacher did"
     assert {run.teachers for run in of_students} == {(best["simple"],)}
+    of_real = [count for name, count in known.measured if name == best["real"].name]
+    assert of_real == [3, 4, 5], "three members are measured as soon as they are there"
+    assert known.measured.count((f"{best['real'].name}_one-teacher", 3)) == 1
+
+
+def test_a_student_reads_what_its_teacher_said(
+    experiment: SimpleNamespace,
+    started: SimpleNamespace,
+    passages: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = experiment.table
+    teacher = replace(table.START["small"]["real"], epochs=1)
+    student = replace(teacher, stream="samples", generations=2, seed=1, teachers=(teacher,), change="hard labels")
+    monkeypatch.setitem(table.GROUPS, "two", lambda tuned: iter([teacher, student]))
+    monkeypatch.setattr(experiment.training, "SAMPLE_TOKENS", 60)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    experiment.run.main(passages=str(passages), only=["two"], results="results", configs=["tiny.yaml"])
+
+    known = experiment.results.Results(Path("results/small"), None)
+    (runs,) = Path("runs/translations").glob("small-*")
+    stores = runs / teacher.name / "hard_labels" / "stores"
+    # Sampled tokens are counted with their ends, and their text may need fewer.
+    assert read_manifest(stores / "samples").tokens == pytest.approx(2 * known[teacher.name].real_tokens, rel=0.1)
+    assert known[student.name].real_tokens == known[teacher.name].real_tokens
+    assert set(known[student.name].epochs) == {"real", "samples"}
+    assert known[student.name].synthetic_share == pytest.approx(0.75, abs=0.05)
+    text = Path("results/small/results.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| {student.name} |")]
+    gap = known[student.name].loss - known[teacher.name].loss
+    assert row.split("|")[-2].strip() == f"{gap:+.4f}"
 
 
 def test_students_wait_for_their_teachers(

@@ -41,7 +41,8 @@ def test_report_of_made_up_losses(
     assert estimates.efficiency([(100, 4.0), (200, 4.1)], 100, 4.0).startswith("unknown")
     experiment.report.write_report(known, "small", tmp_path)
     text = (tmp_path / "results.md").read_text()
-    assert "3.0000 / 2.9000 | 3.0000 / 2.9500" in text
+    assert "| 3 | 3.0000 / 2.9000 / 2.9000 | 3.0000 / 2.9500 / 2.9500 |" in text
+    assert "| 5 | 3.0000 / 2.9000 / 2.9000 / 2.9000 / 2.9000 |" in text
     assert "stitched-4 minus simple-4: " in text
     assert "| recipe | 512 | 1,024 |" in text
     gap = known.expected(best["stitched"]) - known.expected(best["simple"])
