@@ -12,7 +12,8 @@ from made_runs import make_ensemble, make_experiment, make_run
 from megalit.errors import UserError
 from megalit.scaling.records import read_record
 from megalit.scaling.report import PAGE, find_runs, write_report
-from megalit.scaling.report.study import loss_of, make_study, stream_label
+from megalit.scaling.report.setting import loss_of, stream_label
+from megalit.scaling.report.study import make_study
 
 
 class Page(HTMLParser):

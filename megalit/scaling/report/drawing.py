@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from megalit.scaling.report.study import Setting
+from megalit.scaling.report.setting import Setting
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers and in grey.
 _COLOURS = {

@@ -24,7 +24,8 @@ from megalit.scaling.report.drawing import (
     plain,
     to_png,
 )
-from megalit.scaling.report.study import REAL_ONLY, Family, Loss, Setting, Study, short
+from megalit.scaling.report.setting import REAL_ONLY, Family, Loss, Setting, short
+from megalit.scaling.report.study import Study
 
 _TITLE = "Data efficiency"
 # In nats per token, from the smallest subset to all documents; below it the law is flat and has no inverse.

@@ -21,7 +21,8 @@ from megalit.scaling.report.drawing import (
 )
 from megalit.scaling.report.published import Beside
 from megalit.scaling.report.reading import Ensemble
-from megalit.scaling.report.study import Setting, Study
+from megalit.scaling.report.setting import Setting
+from megalit.scaling.report.study import Study
 
 _AVERAGES = {"probabilities": ("o", "-"), "logits": ("s", "--")}
 _TITLE = "Loss against ensemble members"

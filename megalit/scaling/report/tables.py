@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megalit.scaling.report.reading import Run
-from megalit.scaling.report.study import REAL_ONLY, Setting, Study, loss_of, stream_label
+from megalit.scaling.report.setting import REAL_ONLY, Setting, loss_of, stream_label
+from megalit.scaling.report.study import Study
 
 NONE = "–"
 

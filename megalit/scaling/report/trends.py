@@ -20,7 +20,8 @@ from megalit.scaling.report.drawing import (
 )
 from megalit.scaling.report.published import Beside
 from megalit.scaling.report.reading import Run
-from megalit.scaling.report.study import REAL_ONLY, Family, Loss, Setting, Study, short, stream_label
+from megalit.scaling.report.setting import REAL_ONLY, Family, Loss, Setting, short, stream_label
+from megalit.scaling.report.study import Study
 
 Tuned = Sequence[tuple[Setting, Loss]]
 

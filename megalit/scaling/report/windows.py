@@ -19,7 +19,8 @@ from megalit.scaling.report.drawing import (
 )
 from megalit.scaling.report.published import Beside
 from megalit.scaling.report.reading import Curve, SuiteResult
-from megalit.scaling.report.study import Family, Setting, Study
+from megalit.scaling.report.setting import Family, Setting
+from megalit.scaling.report.study import Study
 
 # Positions are joined into so many equal steps of the logarithm for drawing; single ones are all noise.
 _STEPS = 24

@@ -1,0 +1,236 @@
+"""One setting of a study: its runs, which differ only in their seeds, what it is called and what it reached."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from megalit.scaling.ledger import count_generations
+from megalit.scaling.records import RunRecord
+from megalit.scaling.report.reading import Run
+
+# Keys of a configuration in which two runs of one setting may differ: seeds, places, and what changes no result.
+_FREE = {
+    "run",
+    "seed_everything",
+    "prepare",
+    "checkpoint",
+    "record",
+    "progress",
+    "ckpt_path",
+    "data.init_args.stores",
+    "data.init_args.seed",
+    "data.init_args.num_workers",
+    "data.init_args.ignore_plan",
+    "model.seed",
+    "model.micro_batch",
+    "model.compile",
+    "model.gradient_checkpointing",
+    "model.attention",
+}
+# Of Lightning's own settings these change a result.
+_TRAINER = {"precision", "callbacks"}
+
+REAL_ONLY = "real only"
+# What everyone has who did not choose one.
+_OPTIMIZER = "adamw"
+
+KINDS = {
+    "Real": REAL_ONLY,
+    "Simple": "simple",
+    "Stitched": "stitched",
+    "LatentThoughts": "latent thoughts",
+    "Samples": "self-distillation",
+}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one setting reached over its seeds (nats per token, bits per byte, accuracy), with mean and sample standard
+    deviation."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" if self.deviation is None else f"{self.mean:.4f} ± {self.deviation:.4f}"
+
+
+@dataclass(frozen=True, order=True)
+class Family:
+    """What settings must share to be compared in one panel.
+
+    Attributes:
+        parameters: of the model, embeddings included.
+        real_tokens: unique tokens of the real training documents.
+        context_length: tokens in a window.
+        tokenizer: its fingerprint.
+        optimizer: of the weights, without its rates, which are tuned for each setting.
+    """
+
+    parameters: int
+    real_tokens: int
+    context_length: int
+    tokenizer: str
+    optimizer: str
+
+    def __str__(self) -> str:
+        sizes = f"{short(self.parameters)} parameters, {short(self.real_tokens)} real tokens"
+        other = "" if self.optimizer == _OPTIMIZER else f", {self.optimizer}"
+        return f"{sizes}, context {self.context_length:,}{other}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs that differ in nothing but their seeds."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def record(self) -> RunRecord:
+        return self.runs[0].record
+
+    @cached_property
+    def family(self) -> Family:
+        plan = self.record.plan
+        return Family(
+            self.record.parameters["total"],
+            self.record.unique_real_tokens,
+            int(plan.get("context_length", 0)),
+            str(plan.get("settings", {}).get("tokenizer", "")),
+            str(flatten(self.record.config).get("model.optimizer.name", _OPTIMIZER)),
+        )
+
+    @cached_property
+    def stream(self) -> str:
+        """What is trained on beside the real stream, as in the paper: ``real only``, ``simple``, ``stitched`` …"""
+        return stream_label(self.record)
+
+    @cached_property
+    def generations(self) -> int | None:
+        """Generations of each document: 0 for real documents alone, None where the plan does not count them."""
+        return count_generations(self.record)
+
+    @property
+    def name(self) -> str:
+        return f"{self.stream}, G = {self.generations}" if self.generations else self.stream
+
+    @property
+    def synthetic_tokens(self) -> int:
+        """Unique synthetic tokens in the run's streams."""
+        return round(sum(s["unique_tokens"] * s["synthetic_fraction"] for s in self.record.plan.get("streams", ())))
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.record.tokens_seen.values())
+
+    @property
+    def real_epochs(self) -> float | None:
+        """Epochs of the separate real stream."""
+        names = [stream["name"] for stream in _streams(self.record) if stream["kind"] == "Real"]
+        return sum(self.record.epochs.get(name, 0.0) for name in names) if names else None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The configuration, flat, without what does not change a result."""
+        flat = flatten(self.record.config)
+        for trainer in [key for key in flat if key.startswith("trainer.")]:
+            if trainer.split(".")[1] not in _TRAINER:
+                del flat[trainer]
+        stores = self.record.plan.get("settings", {}).get("stores")
+        return flat | ({"stores": json.dumps(stores)} if stores else {})
+
+    def loss(self, suite: str) -> Loss | None:
+        return self._over_seeds([loss_of(run, suite) for run in self.runs])
+
+    def bits_per_byte(self, suite: str) -> Loss | None:
+        return self._over_seeds([bits_of(run, suite) for run in self.runs])
+
+    def accuracy(self, task: str) -> Loss | None:
+        return self._over_seeds([run.evaluation.tasks.get(task) for run in self.runs])
+
+    @staticmethod
+    def _over_seeds(values: Sequence[float | None]) -> Loss | None:
+        known = tuple(value for value in values if value is not None)
+        return Loss(known) if known else None
+
+
+def loss_of(run: Run, suite: str) -> float | None:
+    """A run's loss in nats per token: its record's, and for suites that were measured later, its evaluation's.
+
+    What the record has was measured in one way for all runs, which an evaluation's settings may change.
+    """
+    result = run.evaluation.suites.get(suite)
+    known = run.record.losses.get(suite, {}).get("nats_per_token")
+    loss = result.loss if known is None and result else known
+    return loss if loss is not None and math.isfinite(loss) else None
+
+
+def bits_of(run: Run, suite: str) -> float | None:
+    """The same in bits per byte."""
+    result = run.evaluation.suites.get(suite)
+    known = run.record.losses.get(suite, {}).get("bits_per_byte")
+    bits = result.bits_per_byte if known is None and result else known
+    return bits if bits is not None and math.isfinite(bits) else None
+
+
+def stream_label(record: RunRecord) -> str:
+    """A run's synthetic streams in words."""
+    streams = _streams(record)
+    synthetic = [stream for stream in streams if stream["kind"] != "Real"]
+    # What a teacher has taught is worth more than the documents alone, so it is no baseline.
+    distilled = ", distilled" if _is_distilled(record) else ""
+    if not synthetic:
+        return (REAL_ONLY if streams else " + ".join(record.tokens_seen)) + distilled
+    labels = []
+    for stream in synthetic:
+        label = KINDS.get(stream["kind"], stream["kind"])
+        details = []
+        if stream.get("real_document", "last") != "last":
+            details.append(f"real {stream['real_document']}")
+        if stream.get("order", "fixed") != "fixed":
+            details.append("order drawn")
+        labels.append(f"{label} ({', '.join(details)})" if details else label)
+    return " + ".join(dict.fromkeys(labels)) + distilled
+
+
+def _is_distilled(record: RunRecord) -> bool:
+    callbacks = record.config.get("trainer", {}).get("callbacks") or ()
+    return any("SelfDistillation" in str(callback.get("class_path")) for callback in callbacks)
+
+
+def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Keys with dots, without those in which runs of one setting may differ."""
+    flat: dict[str, Any] = {}
+    for key, child in value.items():
+        name = f"{prefix}{key}"
+        if name in _FREE:
+            continue
+        if isinstance(child, dict) and child:
+            flat |= flatten(child, f"{name}.")
+        else:
+            flat[name] = child
+    return flat
+
+
+def short(number: float) -> str:
+    """A count in three digits: 154M, 1.38M, 899k."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _streams(record: RunRecord) -> Sequence[dict[str, Any]]:
+    streams: Sequence[dict[str, Any]] = record.plan.get("settings", {}).get("streams", ())
+    return streams
