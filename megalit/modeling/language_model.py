@@ -21,6 +21,7 @@ from megalit.modeling.attention import Backend
 from megalit.modeling.decoder import Decoder, TrainingPlan
 from megalit.modeling.head import IGNORED, CrossEntropy, LossTerm, Weighted, ZLoss
 from megalit.modeling.micro_batch import find_micro_batch
+from megalit.modeling.nonfinite import culprits
 from megalit.modeling.optimizers import OptimizerSettings, Schedule, make_optimizer
 from megalit.modeling.shapes import Shape
 from megalit.modeling.transformer import Regularization
@@ -247,7 +248,7 @@ class LanguageModel(Decoder):
         sums = self._over_ranks(sums)
         norm = sharding.clip_gradients(self, self.gradient_clip)
         if not torch.isfinite(sums.sum() + norm):
-            self._handle_nonfinite(batch, batch_idx, sums, norm)
+            self._handle_nonfinite(batch, batch_idx, "gradient" if torch.isfinite(sums.sum()) else "loss")
             optimizer.zero_grad()
         self._set_rates(optimizer, batch_idx)
         optimizer.step()
@@ -287,38 +288,14 @@ class LanguageModel(Decoder):
             group["lr"] = self._rate
             group["weight_decay"] = decay if group["decays"] else 0.0
 
-    def _handle_nonfinite(self, batch: dict[str, Tensor], step: int, sums: Tensor, norm: Tensor) -> None:
-        what = "gradient" if torch.isfinite(sums.sum()) else "loss"
-        message = f"the {what} is not finite at step {step + 1}, {self._culprits(batch)}"
+    def _handle_nonfinite(self, batch: dict[str, Tensor], step: int, what: str) -> None:
+        message = f"the {what} is not finite at step {step + 1}, {culprits(self, batch)}"
         if self.nonfinite == "stop":
             raise UserError(
                 f"{message}: the last checkpoint stays as it is; lower model.learning_rate, look at these documents, "
                 "or set model.nonfinite to skip"
             )
         self.print(f"{message}: the step is skipped")
-
-    @torch.no_grad()
-    def _culprits(self, batch: dict[str, Tensor]) -> str:
-        """Samples of the global batch whose own loss is not finite (all, where none is), with their documents."""
-        bad, samples = [], batch["provenance"][:, 0].tolist()
-        for window, sample in enumerate(samples):
-            one = {name: value[window : window + 1] for name, value in batch.items()}
-            if not torch.isfinite(self.term_sums(one)).all():
-                bad.append(sample)
-        bad, samples = sorted(self._gathered(bad)), sorted(self._gathered(samples))
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if not bad or data is None:
-            return f"samples {samples[0]} to {samples[-1]}"
-        documents = dict.fromkeys(name for sample in bad[:4] for name in data.documents_of(sample))
-        return f"sample {', '.join(map(str, bad))}, documents {', '.join(documents)}"
-
-    def _gathered(self, values: list[int]) -> list[int]:
-        """The values of all ranks."""
-        if self.trainer.world_size == 1:
-            return values
-        parts: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, values)
-        return [value for part in parts for value in part]
 
     def _over_ranks(self, value: Tensor) -> Tensor:
         if self.trainer.world_size > 1:
