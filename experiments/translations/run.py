@@ -137,9 +137,6 @@ def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, end
         raise UserError(f"--matching '{agenda.matching}' matches no run of {', '.join(agenda.groups)}: mend it")
     failed: list[str] = []
     under_way: dict[Run, subprocess.Popen[bytes]] = {}
-    measure(known, agenda.scale, trainer)
-    if known:
-        write_report(known, agenda.scale, known.folder)
     try:
         while True:
             while len(under_way) < jobs and time.monotonic() < ends:
@@ -151,6 +148,10 @@ def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, end
                 if run.stream == "samples":
                     trainer.sample(run, known)
                 under_way[run] = trainer.start(run)
+            # Beside the runs that were just started, so that none waits for it.
+            measure(known, agenda.scale, trainer)
+            if known:
+                write_report(known, agenda.scale, known.folder)
             if not under_way:
                 if time.monotonic() >= ends:
                     console.print("the time is used up: the same command goes on")
@@ -172,8 +173,6 @@ def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, end
                 continue
             result = known.add(run, trainer.runs / run.name)
             console.print(f"{run.name}: {result.loss:.4f} nats per token")
-            measure(known, agenda.scale, trainer)
-            write_report(known, agenda.scale, known.folder)
     finally:
         stop(under_way.values())
 
