@@ -70,14 +70,14 @@ def _row(result: Result, difference: float | None) -> str:
 def _reference(results: Results, group: str, run: Run, best: Tuned) -> Run:
     """What a run is compared with, of its own seed where that is known.
 
-    It is the tuned run; in ``steps`` the run that it differs from in one thing; and in ``seeds`` the first seed.
+    It is the tuned run; in ``steps`` the run that it differs from in one thing; and among seeds the first.
     """
     reference = best["real" if run.stream == "samples" else run.stream]
     paper = next(GROUPS["steps"](best))
     if group == "steps" and (run == reference or run.change.startswith(f"{paper.change}, ")):
         reference = paper
     same = replace(reference, seed=run.seed)
-    return same if group != "seeds" and results.of(same) is not None else reference
+    return same if group not in ("seeds", "larger") and results.of(same) is not None else reference
 
 
 def _difference(results: Results, run: Run, reference: Run) -> float | None:
