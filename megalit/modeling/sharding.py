@@ -57,5 +57,7 @@ def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
         norm = norm.full_tensor()
     if largest is not None:
         factor = torch.clamp(largest / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, factor)
+        # Where the factor is 1 the pass over all gradients is saved; to look at it on a GPU would wait for the device.
+        if factor.device.type != "cpu" or factor < 1:
+            torch._foreach_mul_(gradients, factor)
     return norm
