@@ -10,6 +10,7 @@ one JSON line at the end; ``--smoke`` runs a small shape on the CPU to see that 
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -76,7 +77,7 @@ def measure(case: Case, device: torch.device, warm_up: int = 4, steps: int = 10)
     )
     model.configure_model()
     model.to(device)
-    model.check_device(device)
+    model.check_device(device, "bf16-mixed")
     optimizer = model.configure_optimizers()
     size = (case.micro_batch, case.context)
     batch = {
@@ -123,10 +124,25 @@ def run(case: Case, device: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--measure", json.dumps(asdict(case)), "--device", device]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"error": reason[:300]}
+        lines = result.stderr.strip().splitlines() or ["no message"]
+        # What torch.compile says last is advice.
+        errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+        return {"error": (errors or lines)[-1][:300]}
     measured: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
     return measured
+
+
+def line(cases: dict[str, dict[str, Any]], device: str) -> str:
+    name = torch.cuda.get_device_name() if device == "cuda" else device
+    return json.dumps(
+        {
+            "benchmark": "gpu_train",
+            "device": name,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+            "cases": cases,
+        }
+    )
 
 
 def main() -> None:
@@ -153,18 +169,10 @@ def main() -> None:
         else:
             share = "" if found["mfu"] is None else f"{found['mfu']:.1%} MFU, {found['peak_memory_gb']} GB"
             print(f"{case.name:<60} {found['tokens_per_second']:>10,} tokens/s {share}", flush=True)
-    line = json.dumps(
-        {
-            "benchmark": "gpu_train",
-            "device": torch.cuda.get_device_name() if device == "cuda" else device,
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "cases": results,
-        }
-    )
-    print(line)
-    if arguments.output:
-        Path(arguments.output).write_text(line + "\n")
+        # After each case, because the time on a machine may end before the cases do.
+        if arguments.output:
+            Path(arguments.output).write_text(line(results, device) + "\n")
+    print(line(results, device))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Causal attention: one function for each backend, over the whole window or inside its documents.
 
-``auto`` is torch's own choice, which is FlashAttention 2 on NVIDIA GPUs in half precision. FlashAttention 3 and 4 are
-activated in torch's registry, so that torch's operator runs on them; FlashAttention 2 of the ``flash-attn``
-package and torch's FlexAttention are called directly.
+``auto`` is torch's own choice, which on NVIDIA GPUs in half precision is a fused kernel: cuDNN's or FlashAttention 2.
+FlashAttention 3 and 4 are activated in torch's registry, so that torch's operator runs on them; FlashAttention 2 of
+the ``flash-attn`` package and torch's FlexAttention are called directly.
 
 Shape suffixes: B windows, T tokens, H heads, K key/value heads, E head size.
 """
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,10 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.varlen import varlen_attn
 
 from megalit.errors import UserError, missing_extra
 
 Backend = Literal["auto", "sdpa", "flash2", "flash3", "flash4", "flex"]
+
+# torch 2.11 takes grouped heads without being told.
+_TELLS_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 # Cumulative document lengths are padded to a multiple of this, so that their number seldom changes a shape.
 _LENGTHS = 64
@@ -31,13 +37,13 @@ class Documents:
     """Which positions may see each other, where attention stays inside documents.
 
     Attributes:
-        number: of each position's document, ``(B, T)``; only positions of one number see each other.
+        number: of each position's document, ``(B, T)``; only positions of one number see each other. None: all do.
         ends: cumulative lengths of the documents of all windows end to end, padded with their total, int32.
         longest: no document is longer.
         mask: a flex block mask, or a dense mask ``(B, 1, T, T)`` where the backend needs one.
     """
 
-    number: Tensor
+    number: Tensor | None = None
     ends: Tensor | None = None
     longest: int = 0
     mask: Any = None
@@ -66,12 +72,15 @@ def resolve(backend: Backend, device: torch.device, masked: bool) -> Backend:
     return backend
 
 
-@cache
 def _activate(backend: str) -> None:
-    from torch.nn.attention import activate_flash_attention_impl
+    from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
 
+    implementation = "FA3" if backend == "flash3" else "FA4"
+    # It holds for the whole process, so another model may have activated the other one since.
+    if current_flash_attention_impl() == implementation:
+        return
     try:
-        activate_flash_attention_impl("FA3" if backend == "flash3" else "FA4")
+        activate_flash_attention_impl(implementation)
     except Exception as error:
         package = "flash-attn-3" if backend == "flash3" else "flash-attn-4"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -79,6 +88,13 @@ def _activate(backend: str) -> None:
             f"model.attention is {backend} and torch cannot activate it ({reason}): pip install {package}, "
             "or choose auto"
         ) from error
+
+
+def whole_window(tokens_BT: Tensor, backend: Backend) -> Documents | None:
+    """What a backend needs to attend over the whole window: flex its block mask, made outside of compiled blocks."""
+    if backend != "flex":
+        return None
+    return Documents(mask=_causal_block_mask(tokens_BT.shape[1], tokens_BT.device))
 
 
 def split_documents(tokens_BT: Tensor, bos: int, backend: Backend) -> Documents:
@@ -116,19 +132,21 @@ def attend(q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, backend: Backend, doc
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     mask = None if documents is None else documents.mask
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.is_cuda and q.dtype == torch.float32:
+        # Of grouped heads in float32, torch has no kernel on GPUs that does not make the whole matrix of scores.
+        k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], 1) for part in (k, v))
+        grouped = False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
 
 
 def _registered(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     if documents is None:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-    from torch.nn.attention.varlen import varlen_attn
-
     heads: list[Any] = [*_end_to_end(q, k, v), documents.ends, documents.ends, documents.longest, documents.longest]
-    out: Any = varlen_attn(*heads, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1])
+    grouped: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if _TELLS_GROUPED else {}
+    out: Any = varlen_attn(*heads, window_size=(-1, 0), **grouped)
     return _windows(out, q)
 
 
@@ -144,14 +162,14 @@ def _flash2(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Ten
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     mask = _causal_block_mask(q.shape[2], q.device) if documents is None else documents.mask
-    out: Tensor = _flex_attention(q.device.type)(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    # In a compiled block it is compiled with the block; a function compiled apart would break its graph.
+    function: Any = flex_attention if torch.compiler.is_compiling() else _flex_attention(q.device.type)
+    out: Tensor = function(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out
 
 
 @cache
 def _flex_attention(device: str) -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
     # Uncompiled it makes the whole matrix of scores.
     function: Any = flex_attention
     return torch.compile(function) if device == "cuda" else function
@@ -164,8 +182,6 @@ def _causal_block_mask(length: int, device: torch.device) -> Any:
 
 @cache
 def _create_block_mask(device: str) -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import create_block_mask
-
     # Uncompiled it makes the whole mask, element by element.
     function: Any = create_block_mask
     return torch.compile(function) if device == "cuda" else function

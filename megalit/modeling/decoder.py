@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from megalit.errors import UserError
-from megalit.modeling.attention import Backend, Documents, resolve, split_documents
+from megalit.modeling.attention import Backend, Documents, resolve, split_documents, whole_window
 from megalit.modeling.head import IGNORED, Head
 from megalit.modeling.shapes import Shape, shape_of
 from megalit.modeling.transformer import Regularization, Transformer
@@ -171,7 +171,7 @@ class Decoder(lightning.LightningModule):
             self._backend = resolve(self.attention, tokens.device, masked=not self.cross_document_attention)
             self.transformer.set_attention(self._backend)
         if self.cross_document_attention:
-            return None
+            return whole_window(tokens, self._backend)
         assert self.bos is not None
         return split_documents(tokens, self.bos, self._backend)
 

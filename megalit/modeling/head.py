@@ -125,9 +125,15 @@ def _cast(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
+def chunk_positions(size: int, vocabulary: int) -> int:
+    """Positions whose logits are a chunk of so many numbers: a multiple of 128, which divides most windows evenly."""
+    positions = max(1, size // vocabulary)
+    return positions - positions % 128 if positions > 128 else positions
+
+
 def _chunks(hidden_ND: Tensor, weight_VD: Tensor, rows: Rows, tensors: int = 1) -> Iterator[tuple[slice, Tensor, Rows]]:
     size = CHUNK_LOGITS.get(hidden_ND.device.type, CHUNK_LOGITS["cpu"]) // tensors
-    positions = max(1, size // len(weight_VD))
+    positions = chunk_positions(size, len(weight_VD))
     for first in range(0, len(hidden_ND), positions):
         part = slice(first, first + positions)
         yield part, hidden_ND[part] @ weight_VD.T, {name: value[part] for name, value in rows.items()}
@@ -153,7 +159,8 @@ class _TermSums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, rows: Rows, terms: Any, evaluate: Any) -> Tensor:
-        total = torch.zeros(len(terms), device=hidden_ND.device)
+        # Of this type whatever the default one is: chunks are summed.
+        total = torch.zeros(len(terms), dtype=torch.float32, device=hidden_ND.device)
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden_ND) if needed else None
         # Many chunks are summed, so the sum is kept in float32; a single one needs no sum.

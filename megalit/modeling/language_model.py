@@ -55,7 +55,8 @@ class LanguageModel(Decoder):
             stays, or ``skip`` the step.
         init_std: standard deviation of the initial weights.
         bos: token that a document begins with (default: what the data says).
-        seed: fixes initial weights and dropout (default: ``seed_everything``).
+        seed: fixes initial weights and dropout (default: ``seed_everything``). Weights are drawn where they are built,
+            on the GPU or, with a sharded model, on the CPU, which draw other numbers.
 
     Raises:
         UserError: a setting that cannot work, or a vocabulary smaller than the data's.
@@ -235,7 +236,7 @@ class LanguageModel(Decoder):
             torch.manual_seed(hash((self.seed or 0, batch_idx, self.global_rank)))
         optimizer: Any = self.optimizers()
         valid = self._over_ranks((batch["targets"] != IGNORED).sum().float())
-        sums = torch.zeros(len(self.terms), device=self.device)
+        sums = torch.zeros(len(self.terms), dtype=torch.float32, device=self.device)
         try:
             for micro_batch, is_last in self.micro_batches(batch):
                 with nullcontext() if is_last else self._without_gradient_sync():

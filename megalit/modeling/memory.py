@@ -2,7 +2,7 @@
 
 Counted are the tensors of :class:`megalit.modeling.language_model.LanguageModel`'s step, uncompiled, one by one: what
 autograd saves of a block, what the head makes for a chunk of logits, what the strategy keeps besides the weights. Not
-counted: the device's context, libraries' workspaces and the allocator's rounding (about 1 GB on a GPU). Compiled
+counted: the device's context, libraries' workspaces and the allocator's rounding (1 to 7 GB on a GPU). Compiled
 blocks save less.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from megalit.errors import UserError
 from megalit.modeling.decoder import Decoder
-from megalit.modeling.head import CHUNK_LOGITS
+from megalit.modeling.head import CHUNK_LOGITS, chunk_positions
 from megalit.modeling.shapes import Shape
 
 
@@ -108,7 +108,8 @@ def step_memory(model: Decoder, step: Step) -> StepMemory:
         communication = total * step.weight_bytes
 
     mixed = step.precision == "bf16-mixed"
-    copies = 2 * (largest_block if step.sharded and step.checkpointing else inner) if mixed else 0
+    # Autocast keeps the copies of all blocks until the step ends, also of those whose weights are sharded again.
+    copies = 2 * inner if mixed else 0
     tokens = step.micro_batch * step.context_length
     one_block = tokens * _block_bytes(model, step)
     ends = tokens * shape.hidden_size * (_norm_bytes(step) + step.activation_bytes)  # of the last norm
@@ -185,7 +186,7 @@ def _head(step: Step, tokens: int, hidden: int, vocabulary: int) -> tuple[int, i
     """Bytes while the loss of the last chunk is computed, and what of them the backward pass needs."""
     size = step.activation_bytes
     chunk = CHUNK_LOGITS.get(step.device, CHUNK_LOGITS["cpu"])
-    positions = min(tokens, max(1, chunk // vocabulary))
+    positions = min(tokens, chunk_positions(chunk, vocabulary))
     several = positions < tokens
     # Logits, their softmax and the gradients of both in float32; the last chunk's gradient, where there was one.
     logits = positions * vocabulary * (size + 12 + (size if several else 0))

@@ -26,8 +26,12 @@ def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
         return None
     share: int = model.trainer.datamodule.global_batch // model.trainer.world_size
     size = share
-    while size > 1 and not _fits(model, plan, size):
+    while size > 1 and not _fits(model, plan, size, passes=1 if size == share else 2):
         size = -(-size // 2)
+    if size < share and model.compile_blocks:
+        # Or compiled code would take the number of windows for one that varies.
+        torch._dynamo.reset()
+    torch.cuda.reset_peak_memory_stats(model.device)
     if model.trainer.world_size > 1:
         smallest = torch.tensor(size, device=model.device)
         torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
@@ -36,17 +40,16 @@ def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
     return size
 
 
-def _fits(model: Any, plan: TrainingPlan, windows: int) -> bool:
+def _fits(model: Any, plan: TrainingPlan, windows: int, passes: int) -> bool:
+    """Whether so many windows fit in a pass, the second of which finds the gradients of the first."""
     # AdamW keeps two numbers for each weight once it has stepped.
     reserved: list[torch.Tensor] = []
     try:
         reserved = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
         total = torch.cuda.get_device_properties(model.device).total_memory
         reserved.append(torch.empty(int(RESERVE * total), dtype=torch.uint8, device=model.device))
-        tokens = torch.zeros(windows, plan.context_length, dtype=torch.int32, device=model.device)
-        with model.trainer.precision_plugin.train_step_context():
-            loss = model.term_sums({"tokens": tokens, "targets": tokens}).sum()
-        loss.backward()
+        for _ in range(passes):
+            _pass(model, windows, plan.context_length)
         return True
     except torch.OutOfMemoryError:
         return False
@@ -54,3 +57,11 @@ def _fits(model: Any, plan: TrainingPlan, windows: int) -> bool:
         reserved.clear()
         model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+
+
+def _pass(model: Any, windows: int, length: int) -> None:
+    """Forward and backward; a function of its own, so that nothing of it is left when memory is given back."""
+    tokens = torch.zeros(windows, length, dtype=torch.int32, device=model.device)
+    with model.trainer.precision_plugin.train_step_context():
+        loss = model.term_sums({"tokens": tokens, "targets": tokens}).sum()
+    loss.backward()

@@ -86,7 +86,9 @@ def test_a_torn_segment_two_shards_and_another_division(config: Path, run: Run, 
     assert run("generate", "--config", config, "--output", "undisturbed") == 0
     config.write_text(CONFIG.replace("SECONDS", "0.05"))
     shards = [start("generate", "--config", config, "--shard", f"{n}/2", folder=tmp_path) for n in range(2)]
-    time.sleep(3)
+    while sum(path.stat().st_size > 4000 for path in (tmp_path / "out" / "journal").glob("*.jsonl")) < 2:
+        assert any(process.poll() is None for process in shards)
+        time.sleep(0.05)
     for process in shards:
         process.kill()
         process.communicate()

@@ -65,6 +65,28 @@ def test_values_and_gradients_match_the_plain_version(
     torch.testing.assert_close(each.sum(), plain(module, hidden, rows, ["cross_entropy"])[0])
 
 
+def test_chunks_are_summed_in_float32_whatever_the_default_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's bf16-true makes bfloat16 the default: sums of chunks would keep two or three digits."""
+    monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", 400)
+    module, hidden, rows = inputs()
+    expected = module(hidden, rows, [CrossEntropy()])
+    before = torch.ones(()).dtype
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        sums = module(hidden, rows, [CrossEntropy()])
+    finally:
+        torch.set_default_dtype(before)
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums, expected)
+
+
+def test_chunks_are_even_where_they_are_large() -> None:
+    assert head.chunk_positions(2**29, 128_256) == 4096
+    assert head.chunk_positions(2**24, 128_256) == 128
+    assert head.chunk_positions(400, 300) == 1
+    assert head.chunk_positions(400, 4000) == 1
+
+
 def test_logits_of_a_large_vocabulary_are_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor that a forward and backward pass makes is as large as a few rows of logits."""
     monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", 4 * 128_256)

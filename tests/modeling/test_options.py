@@ -222,6 +222,7 @@ def test_half_precision_trains_and_keeps_float32_weights(data_set: DataSet, tmp_
 def test_the_largest_micro_batch_that_fits_is_found(room: int, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stub:
         device = torch.device("cuda")
+        compile_blocks = False
         trainer = SimpleNamespace(world_size=2, datamodule=SimpleNamespace(global_batch=32))
 
         def print(self, message: str) -> None:
@@ -229,7 +230,13 @@ def test_the_largest_micro_batch_that_fits_is_found(room: int, found: int, monke
 
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
     monkeypatch.setattr(torch, "tensor", lambda value, device: value)
-    monkeypatch.setattr(micro_batch, "_fits", lambda model, plan, windows: windows <= room)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+
+    def fits(model: Any, plan: Any, windows: int, passes: int) -> bool:
+        assert passes == (1 if windows == 16 else 2), "several passes find the gradients of the first"
+        return windows <= room
+
+    monkeypatch.setattr(micro_batch, "_fits", fits)
     assert micro_batch.find_micro_batch(Stub(), None) == found  # type: ignore[arg-type]
 
 
