@@ -131,10 +131,19 @@ def started(experiment: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Sim
     return seen
 
 
+@pytest.fixture
+def arguments(passages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Of the driver, for a group ``two`` of tiny runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return {"passages": str(passages), "only": ["two"], "results": "results", "configs": ["tiny.yaml"]}
+
+
 def test_driver_goes_on_after_the_runs_that_have_a_record(
     experiment: SimpleNamespace,
     started: SimpleNamespace,
     passages: Path,
+    arguments: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -146,14 +155,6 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
         ),
     ]
     monkeypatch.setitem(table.GROUPS, "two", lambda tuned: iter(two))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    arguments: dict[str, Any] = {
-        "passages": str(passages),
-        "only": ["two"],
-        "results": "results",
-        "configs": ["tiny.yaml"],
-    }
 
     started.statuses = {2: KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
@@ -261,8 +262,7 @@ def test_the_whole_table_several_runs_at_a_time(
 def test_a_student_reads_what_its_teacher_said(
     experiment: SimpleNamespace,
     started: SimpleNamespace,
-    passages: Path,
-    tmp_path: Path,
+    arguments: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     table = experiment.table
@@ -270,9 +270,7 @@ def test_a_student_reads_what_its_teacher_said(
     student = replace(teacher, stream="samples", generations=2, seed=1, teachers=(teacher,), change="hard labels")
     monkeypatch.setitem(table.GROUPS, "two", lambda tuned: iter([teacher, student]))
     monkeypatch.setattr(experiment.training, "SAMPLE_TOKENS", 60)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    experiment.run.main(passages=str(passages), only=["two"], results="results", configs=["tiny.yaml"])
+    experiment.run.main(**arguments)
 
     known = experiment.results.Results(Path("results/small"), None)
     (runs,) = Path("runs/translations").glob("small-*")
