@@ -49,8 +49,10 @@ def test_backends_equal_a_dense_mask(backend: Backend, masked: bool) -> None:
     on_gpu = device.type == "cuda"
     try:
         resolved = resolve(backend, device, masked) if on_gpu else backend
-    except UserError as error:  # the package is not there, or not for this GPU
-        pytest.skip(str(error))
+    except UserError as error:
+        if not backend.startswith("flash"):
+            raise
+        pytest.skip(str(error))  # its package is not there, or not for this GPU
     out = attend(q, k, v, resolved, split_documents(tokens, BOS, resolved) if masked else None)
     expected = dense(q.float(), k.float(), v.float(), allowed)
     loose = {"atol": 2e-2, "rtol": 2e-2} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-4}
