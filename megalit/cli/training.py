@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Preemption, Progress, ScalingLaw, Throughput
 from megalit.cli.console import console
+from megalit.cli.host_memory import keep_freed_memory
 from megalit.cli.parsing import in_one_line
 from megalit.cli.prepare import PrepareSettings, prepare
 from megalit.cli.run_folder import LOSS_CURVE, METRICS, RunFolder
@@ -232,6 +233,8 @@ class TrainingCLI(LightningCLI):
                 console.print(f"continuing from {checkpoint}")
         record = self._callback(ScalingLaw)
         record.config = self.plain_config
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         STOP.at_once = False  # from here on there is something to save
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         done, samples = self.trainer.global_step, plan.steps * plan.global_batch

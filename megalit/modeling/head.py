@@ -21,7 +21,7 @@ from torch import Tensor, nn
 IGNORED = -100
 
 # Logits of one chunk: large enough for full speed, small beside what a large vocabulary would take whole.
-CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**29}
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**29}
 
 Rows = Mapping[str, Tensor]
 
@@ -112,10 +112,10 @@ class Head(nn.Linear):
         """
         if rows is None:
             return F.linear(hidden_ND, self.weight)
-        hidden_ND, weight_VD = _cast(hidden_ND), _cast(self.weight)
+        hidden_ND = _cast(hidden_ND)
         if terms is None:
-            return _token_losses(hidden_ND, weight_VD, rows)
-        sums: Tensor = _TermSums.apply(hidden_ND, weight_VD, rows, terms, self.evaluate)
+            return _token_losses(hidden_ND, _cast(self.weight), rows)
+        sums: Tensor = _TermSums.apply(hidden_ND, self.weight, rows, terms, self.evaluate)
         return sums
 
 
@@ -151,6 +151,10 @@ def _token_losses(hidden_ND: Tensor, weight_VD: Tensor, rows: Rows) -> Tensor:
     return torch.cat(losses)
 
 
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    return part.float() if total is None else total.add_(part)
+
+
 class _TermSums(torch.autograd.Function):
     """Sums of the terms, ``(terms,)``, with the gradient of their total computed beside them.
 
@@ -158,12 +162,13 @@ class _TermSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, rows: Rows, terms: Any, evaluate: Any) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, master_VD: Tensor, rows: Rows, terms: Any, evaluate: Any) -> Tensor:
+        weight_VD = _cast(master_VD)
         # Of this type whatever the default one is: chunks are summed.
         total = torch.zeros(len(terms), dtype=torch.float32, device=hidden_ND.device)
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden_ND) if needed else None
-        # Many chunks are summed, so the sum is kept in float32; a single one needs no sum.
+        # The sum of many chunks; it is rounded to the type of the products only where the weight itself has that type.
         grad_weight: Tensor | None = None
         tensors = max(map(_logits_tensors, terms))
         for part, logits, chunk in _chunks(hidden_ND, weight_VD, rows, tensors):
@@ -176,11 +181,10 @@ class _TermSums(torch.autograd.Function):
             total += sums.detach()
             assert grad_hidden is not None
             torch.mm(grad_logits, weight_VD, out=grad_hidden[part])
-            of_chunk = grad_logits.T @ hidden_ND[part]
-            grad_weight = of_chunk.float() if grad_weight is None else grad_weight.add_(of_chunk)
+            grad_weight = _added(grad_weight, grad_logits.T @ hidden_ND[part])
         if needed:
             assert grad_weight is not None
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight_VD.dtype))
+            ctx.save_for_backward(grad_hidden, grad_weight.to(master_VD.dtype))
         return total
 
     @staticmethod

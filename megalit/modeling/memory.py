@@ -188,9 +188,14 @@ def _head(step: Step, tokens: int, hidden: int, vocabulary: int) -> tuple[int, i
     chunk = CHUNK_LOGITS.get(step.device, CHUNK_LOGITS["cpu"])
     positions = min(tokens, chunk_positions(chunk, vocabulary))
     several = positions < tokens
-    # Logits, their softmax and the gradients of both in float32; the last chunk's gradient, where there was one.
-    logits = positions * vocabulary * (size + 12 + (size if several else 0))
     weight = vocabulary * hidden
-    left = tokens * hidden * size + weight * size
-    cast = 2 * weight if step.precision == "bf16-mixed" else 0
-    return logits + tokens * hidden * size + (4 * weight if several else 0) + cast, left + cast
+    # Logits, their softmax and the gradients of both in float32; the last chunk's gradient, where there was one. Then
+    # the logits with their gradient, and the chunk's share of the weight's.
+    losses = positions * vocabulary * (size + 12 + (size if several else 0))
+    products = positions * vocabulary * 2 * size + weight * size
+    # The weight's gradient: its sum over chunks in float32, or of a single chunk; and what it is at the end.
+    mixed = step.precision == "bf16-mixed"
+    summed = 4 * weight if several or mixed else 0
+    cast = 2 * weight if mixed else 0
+    left = tokens * hidden * size + weight * step.weight_bytes
+    return max(losses, products) + tokens * hidden * size + summed + cast, left

@@ -80,6 +80,18 @@ def test_chunks_are_summed_in_float32_whatever_the_default_type(monkeypatch: pyt
     torch.testing.assert_close(sums, expected)
 
 
+def test_the_weights_gradient_is_not_rounded_to_the_type_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast each chunk's share is bfloat16; their sum keeps what float32 holds of it."""
+    monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", 400)
+    module, hidden, rows = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        module(hidden, rows, [CrossEntropy()]).sum().backward()
+    grad = module.weight.grad
+    assert grad is not None
+    assert grad.dtype == torch.float32
+    assert (grad != grad.bfloat16()).any()
+
+
 def test_chunks_are_even_where_they_are_large() -> None:
     assert head.chunk_positions(2**29, 128_256) == 4096
     assert head.chunk_positions(2**24, 128_256) == 128
