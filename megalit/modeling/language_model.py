@@ -165,7 +165,7 @@ class LanguageModel(Decoder):
                 layer.compile()
             self.lm_head.evaluate = torch.compile(self.lm_head.evaluate)
         if self.device_mesh is not None:
-            sharding.shard(self, self.device_mesh)
+            sharding.shard(self, self.device_mesh, mixed=str(self.trainer.precision) == "bf16-mixed")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another shape.

@@ -48,6 +48,11 @@ class Step:
         return 2 if self.precision == "bf16-true" else 4
 
     @property
+    def casts(self) -> bool:
+        """Whether weights are cast for the computation; sharded ones are gathered in its type."""
+        return self.precision == "bf16-mixed" and not self.sharded
+
+    @property
     def activation_bytes(self) -> int:
         return 4 if self.precision == "32-true" else 2
 
@@ -102,14 +107,15 @@ def step_memory(model: Decoder, step: Step) -> StepMemory:
     largest_block = _block_parameters(shape)
     communication = 0
     if step.sharded:
-        # Two blocks, for the next is fetched ahead; embedding and head stay gathered until their backward pass.
-        communication = (2 * largest_block + outer) * step.weight_bytes
+        # Two blocks, for the next is fetched ahead; embedding and head stay gathered until their backward pass. All but
+        # the embedding in the type of the computation (megalit.modeling.sharding.shard).
+        gathered = (2 * largest_block + head_weight) * step.activation_bytes
+        communication = gathered + (outer - head_weight) * step.weight_bytes
     elif step.devices > 1:
         communication = total * step.weight_bytes
 
-    mixed = step.precision == "bf16-mixed"
-    # Autocast keeps the copies of all blocks until the step ends, also of those whose weights are sharded again.
-    copies = 2 * inner if mixed else 0
+    # Autocast keeps its copies of all blocks until the step ends.
+    copies = 2 * inner if step.casts else 0
     tokens = step.micro_batch * step.context_length
     one_block = tokens * _block_bytes(model, step)
     ends = tokens * shape.hidden_size * (_norm_bytes(step) + step.activation_bytes)  # of the last norm
@@ -190,12 +196,13 @@ def _head(step: Step, tokens: int, hidden: int, vocabulary: int) -> tuple[int, i
     several = positions < tokens
     weight = vocabulary * hidden
     # Logits, their softmax and the gradients of both in float32; the last chunk's gradient, where there was one. Then
-    # the logits with their gradient, and the chunk's share of the weight's.
+    # the logits with their gradient, and the chunk's share of the weight's, which is added to the sum in float32.
     losses = positions * vocabulary * (size + 12 + (size if several else 0))
     products = positions * vocabulary * 2 * size + weight * size
-    # The weight's gradient: its sum over chunks in float32, or of a single chunk; and what it is at the end.
-    mixed = step.precision == "bf16-mixed"
-    summed = 4 * weight if several or mixed else 0
-    cast = 2 * weight if mixed else 0
-    left = tokens * hidden * size + weight * step.weight_bytes
-    return max(losses, products) + tokens * hidden * size + summed + cast, left
+    cast = 2 * weight if step.casts else 0
+    left = tokens * hidden * size + weight * (size if step.sharded else step.weight_bytes)
+    if several:
+        losses += 4 * weight
+    if several or step.precision == "bf16-mixed":
+        products += 4 * weight
+    return max(losses, products) + tokens * hidden * size + cast, left

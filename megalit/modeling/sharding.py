@@ -7,14 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from megalit.errors import UserError
 
 
-def shard(model: Any, mesh: DeviceMesh) -> None:
+def shard(model: Any, mesh: DeviceMesh, mixed: bool = False) -> None:
     """Shard each block, the rest of the transformer and the head over the data-parallel ranks.
+
+    Args:
+        model: a built decoder.
+        mesh: of Lightning's strategy.
+        mixed: it is trained under autocast in bfloat16. Blocks and head are then gathered in that type, which they
+            compute in anyway, and their gradients are summed over ranks in float32. The embedding stays in float32:
+            a frequent token's gradient is a sum over all its places.
 
     Raises:
         UserError: embedding and head are one matrix, which cannot be sharded in two places, or the mesh splits
@@ -30,10 +37,14 @@ def shard(model: Any, mesh: DeviceMesh) -> None:
         raise UserError(
             "the model is to be sharded and its embeddings are tied: choose a model.shape without tie_embeddings"
         )
+    policy = MixedPrecisionPolicy()
+    if mixed:
+        # What comes in has its type already, or is meant to keep it: rotary angles.
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in model.transformer.layers:
-        fully_shard(layer, mesh=ranks)
+        fully_shard(layer, mesh=ranks, mp_policy=policy)
     fully_shard(model.transformer, mesh=ranks)
-    fully_shard(model.lm_head, mesh=ranks)
+    fully_shard(model.lm_head, mesh=ranks, mp_policy=policy)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """A sharded training run on two CPU processes; started by test_sharding.py.
 
-python sharded_training.py STORES FOLDER STOP_AT [TEACHER]
+python sharded_training.py STORES FOLDER STOP_AT PRECISION [TEACHER]
 """
 
 import sys
@@ -28,9 +28,13 @@ class StopAt(lightning.Callback):
         trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
 
 
+def new_model() -> LanguageModel:
+    return LanguageModel(Shape(32, 48, 2, 4, 2, qk_norm=True), micro_batch=1, learning_rate=0.01, seed=1)
+
+
 def train(stores: str, folder: Path, stop_at: int, teacher: str | None = None, **trainer: Any) -> LanguageModel:
     data = StitchedStream(stores=stores, context_length=32, global_batch=4, generations=2, total_tokens=STEPS * 4 * 32)
-    model = LanguageModel(Shape(32, 48, 2, 4, 2, qk_norm=True), micro_batch=1, learning_rate=0.01, seed=1)
+    model = new_model()
     settings = {"accelerator": "cpu", "limit_val_batches": 0, "logger": False, "max_epochs": 1, **trainer}
     run = lightning.Trainer(
         use_distributed_sampler=False,
@@ -47,6 +51,6 @@ def train(stores: str, folder: Path, stop_at: int, teacher: str | None = None, *
 
 
 if __name__ == "__main__":
-    stores, folder, stop_at, *teachers = sys.argv[1:]
+    stores, folder, stop_at, precision, *teachers = sys.argv[1:]
     sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
-    train(stores, Path(folder), int(stop_at), *teachers, devices=2, strategy=sharded)
+    train(stores, Path(folder), int(stop_at), *teachers, devices=2, strategy=sharded, precision=precision)
