@@ -4,7 +4,7 @@ All train a Llama of about 10M parameters on the same windows, with AdamW, clipp
 process of its own, several times in turn, and the median step counts. The peers are installed apart:
 
     uv venv transformers-env && uv pip install --python transformers-env/bin/python "transformers[torch]" "torch<2.14"
-    uv venv litgpt-env && uv pip install --python litgpt-env/bin/python litgpt "torch<2.14" "lightning!=2.6.2,!=2.6.3"
+    uv venv litgpt-env && uv pip install --python litgpt-env/bin/python litgpt requests "torch<2.14" "lightning!=2.6.2,!=2.6.3"
     python benchmarks/train_step.py --transformers transformers-env/bin/python --litgpt litgpt-env/bin/python
 
 Prints one JSON line: seconds per step, and how many times faster ``megalit fit`` is.
@@ -14,6 +14,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -117,6 +118,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--transformers", help="python of an environment with transformers[torch]")
     parser.add_argument("--litgpt", help="python of an environment with litgpt")
+    parser.add_argument("--only", default="", help="measure only kinds whose names match this regular expression")
     parser.add_argument("--measure_bare", nargs=4)
     arguments = parser.parse_args()
     if arguments.measure_bare:
@@ -151,6 +153,7 @@ def main() -> None:
                 kinds[f"litgpt, {precision}, compiled"] = lambda p=precision: peer(
                     arguments.litgpt, "litgpt_pretrain.py", windows, steps, True, p
                 )
+        kinds = {kind: run for kind, run in kinds.items() if re.search(arguments.only, kind)}
         seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(arguments.rounds):
             for kind, run in kinds.items():
@@ -171,7 +174,7 @@ def main() -> None:
     result["times_faster"] = {
         kind: round(value / median["megalit fit, " + kind.split(", ", 1)[1]], 3)
         for kind, value in median.items()
-        if not kind.startswith("megalit")
+        if not kind.startswith("megalit") and "megalit fit, " + kind.split(", ", 1)[1] in median
     }
     # transformers' users run float32 uncompiled unless they say otherwise, litgpt's bf16-mixed compiled.
     best = min(value for kind, value in median.items() if kind.startswith("megalit"))
