@@ -4,7 +4,8 @@ All train a Llama of about 10M parameters on the same windows, with AdamW, clipp
 process of its own, several times in turn, and the median step counts. The peers are installed apart:
 
     uv venv transformers-env && uv pip install --python transformers-env/bin/python "transformers[torch]" "torch<2.14"
-    uv venv litgpt-env && uv pip install --python litgpt-env/bin/python litgpt requests "torch<2.14" "lightning!=2.6.2,!=2.6.3"
+    uv venv litgpt-env
+    uv pip install --python litgpt-env/bin/python litgpt requests "torch<2.14" "lightning!=2.6.2,!=2.6.3"
     python benchmarks/train_step.py --transformers transformers-env/bin/python --litgpt litgpt-env/bin/python
 
 Prints one JSON line: seconds per step, and how many times faster ``megalit fit`` is.
@@ -154,6 +155,8 @@ def main() -> None:
                     arguments.litgpt, "litgpt_pretrain.py", windows, steps, True, p
                 )
         kinds = {kind: run for kind, run in kinds.items() if re.search(arguments.only, kind)}
+        if not any(kind.startswith("megalit") for kind in kinds):
+            parser.error(f"--only {arguments.only} leaves out megalit: there is nothing to compare with")
         seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(arguments.rounds):
             for kind, run in kinds.items():

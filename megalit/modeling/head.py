@@ -21,7 +21,7 @@ from torch import Tensor, nn
 IGNORED = -100
 
 # Logits of one chunk: large enough for full speed, small beside what a large vocabulary would take whole.
-CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**29}
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**29}
 
 Rows = Mapping[str, Tensor]
 

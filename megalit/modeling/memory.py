@@ -189,7 +189,7 @@ def _norm_bytes(step: Step) -> int:
 
 
 def _head(step: Step, tokens: int, hidden: int, vocabulary: int) -> tuple[int, int]:
-    """Bytes while the loss of the last chunk is computed, and what of them the backward pass needs."""
+    """The most bytes while the last chunk is at work, and what of them the backward pass needs."""
     size = step.activation_bytes
     chunk = CHUNK_LOGITS.get(step.device, CHUNK_LOGITS["cpu"])
     positions = min(tokens, chunk_positions(chunk, vocabulary))
@@ -203,6 +203,6 @@ def _head(step: Step, tokens: int, hidden: int, vocabulary: int) -> tuple[int, i
     left = tokens * hidden * size + weight * (size if step.sharded else step.weight_bytes)
     if several:
         losses += 4 * weight
-    if several or step.precision == "bf16-mixed":
+    if several or step.precision != "32-true":
         products += 4 * weight
     return max(losses, products) + tokens * hidden * size + cast, left

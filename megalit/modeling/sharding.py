@@ -20,8 +20,9 @@ def shard(model: Any, mesh: DeviceMesh, mixed: bool = False) -> None:
         model: a built decoder.
         mesh: of Lightning's strategy.
         mixed: it is trained under autocast in bfloat16. Blocks and head are then gathered in that type, which they
-            compute in anyway, and their gradients are summed over ranks in float32. The embedding stays in float32:
-            a frequent token's gradient is a sum over all its places.
+            compute in anyway, and their gradients are summed over ranks in float32 (the head's, over chunks, too, but
+            rounded between the two). The embedding stays in float32: a frequent token's gradient is a sum over all its
+            places.
 
     Raises:
         UserError: embedding and head are one matrix, which cannot be sharded in two places, or the mesh splits

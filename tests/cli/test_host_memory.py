@@ -1,8 +1,12 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from running import Run
+
+from megalit.cli import training
 
 STEPS, NUMBERS = 20, 2**24  # 64 MiB of float32: 16,384 pages
 
@@ -32,3 +36,10 @@ def test_memory_that_was_freed_is_used_again_without_page_faults() -> None:
     assert page_faults("keep") < STEPS
     # Else there would be nothing to keep: huge pages fault once for 512 small ones.
     assert page_faults("default") >= STEPS * NUMBERS * 4 // 2**21
+
+
+def test_fit_on_a_cpu_keeps_it(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(training, "keep_freed_memory", lambda: kept.append(True))
+    assert run("fit", "--config", small) == 0
+    assert kept == [True]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint, SelfDistillation
@@ -28,6 +29,22 @@ class StopAt(lightning.Callback):
         trainer.should_stop = trainer.should_stop or trainer.global_step == self.step
 
 
+class TypesOfWeights(lightning.Callback):
+    """Refuses a run that does not compute with weights of the types that it should."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        model: Any = pl_module
+        mixed = model.device_mesh is not None and trainer.precision == "bf16-mixed"
+        gathered = torch.bfloat16 if mixed else torch.float32
+        for part in (model.transformer.layers[0].mlp.up_proj, model.lm_head):
+            part.register_forward_pre_hook(lambda part, _: self.check(part, gathered))
+        model.transformer.embed_tokens.register_forward_pre_hook(lambda part, _: self.check(part, torch.float32))
+
+    @staticmethod
+    def check(part: Any, expected: torch.dtype) -> None:
+        assert part.weight.dtype == expected, f"{type(part).__name__} computes with {part.weight.dtype}"
+
+
 def new_model() -> LanguageModel:
     return LanguageModel(Shape(32, 48, 2, 4, 2, qk_norm=True), micro_batch=1, learning_rate=0.01, seed=1)
 
@@ -42,7 +59,7 @@ def train(stores: str, folder: Path, stop_at: int, teacher: str | None = None, *
         enable_model_summary=False,
         default_root_dir=folder,
         plugins=[AtomicCheckpointIO()],
-        callbacks=[StopAt(stop_at), Checkpoint(), *([SelfDistillation(teacher)] if teacher else [])],
+        callbacks=[StopAt(stop_at), TypesOfWeights(), Checkpoint(), *([SelfDistillation(teacher)] if teacher else [])],
         **settings,
     )
     run.fit(model, data, ckpt_path=Checkpoint.newest(folder), weights_only=True)
