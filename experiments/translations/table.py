@@ -130,10 +130,21 @@ def muon(tuned: Tuned) -> Iterator[Run]:
     """Are the streams in the same order under another optimizer? At higher learning rates, the next with seeds."""
     for seed in range(MEMBERS):
         for stream in ("stitched", "simple"):
-            run = changed(tuned[stream], "muon", {"model.optimizer.name": "muon"})
-            rates = [rate for rate in GRID["learning_rate"] if rate > run.learning_rate]
-            for rate in rates if not seed else rates[:1]:
-                yield replace(run, learning_rate=rate, seed=seed)
+            faster = _under_muon(tuned[stream])
+            yield from (replace(run, seed=seed) for run in (faster if not seed else faster[:1]))
+
+
+def copying(tuned: Tuned) -> Iterator[Run]:
+    """Under Muon without attention from one text to another: is stitched behind because its siblings can be copied?"""
+    for stream in ("stitched", "simple"):
+        for run in _under_muon(tuned[stream])[:1]:
+            yield changed(run, "masked", {"model.cross_document_attention": "false"})
+
+
+def _under_muon(run: Run) -> list[Run]:
+    """At the learning rates above the run's own, the next one first."""
+    other = changed(run, "muon", {"model.optimizer.name": "muon"})
+    return [replace(other, learning_rate=rate) for rate in GRID["learning_rate"] if rate > run.learning_rate]
 
 
 def subsets(tuned: Tuned) -> Iterator[Run]:
@@ -257,6 +268,7 @@ GROUPS: dict[str, Group] = {
         distillation,
         window,
         muon,
+        copying,
         students,
         hard_labels,
         larger,

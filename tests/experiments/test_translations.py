@@ -57,7 +57,8 @@ def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
 def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale: str) -> None:
     table = experiment.table
     tuned_runs = table.START[scale] | {"samples": table.START[scale]["simple"]}
-    for name in ("generations", "order", "batch", "mask", "window", "muon", "seeds", "mixes", "steps", "hard_labels"):
+    groups = "generations order batch mask window muon copying seeds mixes steps hard_labels".split()
+    for name in groups:
         for run in table.GROUPS[name](table.START[scale]):
             tuned = tuned_runs[run.stream]
             assert run.passes == pytest.approx(tuned.passes), run.name
