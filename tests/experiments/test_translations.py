@@ -57,20 +57,8 @@ def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
 def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale: str) -> None:
     table = experiment.table
     tuned_runs = table.START[scale] | {"samples": table.START[scale]["simple"]}
-    groups = [
-        "generations",
-        "order",
-        "batch",
-        "mask",
-        "window",
-        "muon",
-        "copying",
-        "seeds",
-        "mixes",
-        "steps",
-        "hard_labels",
-    ]
-    for name in groups:
+    groups = ("generations", "order", "batch", "mask", "window", "muon", "copying", "seeds", "mixes", "steps")
+    for name in (*groups, "hard_labels"):
         for run in table.GROUPS[name](table.START[scale]):
             tuned = tuned_runs[run.stream]
             assert run.passes == pytest.approx(tuned.passes), run.name
