@@ -11,12 +11,18 @@ os.environ.pop("COLUMNS", None)
 
 import pytest
 from data_sets import DataSet, make_rows, write_jsonl
+from hypothesis import settings
 
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tables import TRAIN
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.streams.building import build_stores
 from megalit.streams.store import open_stores
+
+
+# A first example pays for imports, and a machine may be busy: how long one takes is no test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

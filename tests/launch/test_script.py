@@ -127,7 +127,7 @@ class TestScript:
         ignored = int(Path("ignored").read_text().split()[1], 16)
         assert ignored >> (signal.SIGUSR1 - 1) & 1
 
-    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(words=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1), max_size=3))
     def test_arguments_arrive_as_they_are(self, words: list[str]) -> None:
         assert finish(script("fit", *words)) == 0

@@ -17,7 +17,7 @@ from megalit.scaling.laws import MUENNIGHOFF, Chinchilla, DataConstrained, Power
 MEMBERS = [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     A=st.floats(0.05, 3),
     B=st.floats(0.1, 3),

@@ -63,7 +63,7 @@ def test_loader_processes_change_nothing(data_set: DataSet, workers: int) -> Non
     assert [row[0] for row, _ in alone] == list(range(6 * 25))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 60), st.sampled_from(["documents", "windows", "sequential", "paper"]))
 def test_a_fresh_node_reads_the_same_window_for_a_sample(
     data_set: DataSet, tmp_path_factory: pytest.TempPathFactory, sample: int, order: str

@@ -30,7 +30,7 @@ def test_a_ridge_with_noise_is_certified_after_few_trials(tmp_path: Path, start:
     assert set(toy.asked.values()) == {1}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_whatever_the_surface_the_certified_point_is_locally_optimal(data: st.DataObject) -> None:
     """Not convex, with ties, divergence: what is certified is so by definition, ties by the number of steps."""
