@@ -19,7 +19,6 @@ from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.streams.building import build_stores
 from megalit.streams.store import open_stores
 
-
 # A first example pays for imports, and a machine may be busy: how long one takes is no test.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
