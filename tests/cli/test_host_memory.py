@@ -1,3 +1,5 @@
+"""Training on a CPU uses its memory again, seen in real processes' page faults."""
+
 import platform
 import subprocess
 import sys
