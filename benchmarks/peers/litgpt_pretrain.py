@@ -1,9 +1,14 @@
-"""Training steps of litgpt's ``pretrain``; prints the seconds of each step as JSON. Runs in its own environment."""
+"""Training steps of litgpt's ``pretrain``; prints the seconds of each step as JSON. Runs in its own environment.
+
+A step's time goes from the end of the one before to its own end, as everywhere in ``train_step.py``. litgpt's own
+``iter_time`` is that of the last micro-batch only.
+"""
 
 import csv
 import json
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +68,7 @@ def main() -> None:
                 save_interval=None,
                 log_interval=1,
                 global_batch_size=batch,
-                micro_batch_size=batch,
+                micro_batch_size=settings["micro_batch"],
                 max_tokens=steps * batch * length,
                 max_norm=1.0,
                 min_lr=0.0,
@@ -75,7 +80,8 @@ def main() -> None:
         )
         (log,) = Path(folder).rglob("metrics.csv")
         rows = list(csv.DictReader(log.open()))
-    print(json.dumps([float(row["iter_time"]) for row in rows if row.get("iter_time")]))
+    ends = [0.0, *(float(row["time"]) for row in rows if row.get("time"))]
+    print(json.dumps([end - began for began, end in pairwise(ends)]))
 
 
 if __name__ == "__main__":
