@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megalit.modeling.decoder import Decoder
-from megalit.modeling.head import IGNORED, Rows
+from megalit.modeling.head import IGNORED, Rows, autocast
 
 Average = Literal["probabilities", "logits"]
 
@@ -44,10 +44,13 @@ class Distillation:
         self.teacher_nats = torch.zeros(())
         # Student's and teachers' log-probabilities, their divergence, and what each teacher adds on the way.
         self.logits_tensors = 4
+        self._heads: list[Tensor] = []
 
     @torch.no_grad()
     def rows(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The teachers' last hidden states, ``(windows * length, width of the teacher)`` each."""
+        # Autocast keeps no copy of what is not trained: it would cast these in each chunk.
+        self._heads = [autocast(teacher.lm_head.weight) for teacher in self.teachers]
         return {_name(number): teacher.hidden_and_rows(batch)[0] for number, teacher in enumerate(self.teachers)}
 
     def __call__(self, logits_NV: Tensor, rows: Rows) -> Tensor:
@@ -62,8 +65,8 @@ class Distillation:
         """Log-probabilities ``(N, V)`` of the teachers' average, softened; one teacher's logits at a time."""
         targets_N, count = rows["targets"], len(self.teachers)
         total_NV = nats_N = None
-        for number, teacher in enumerate(self.teachers):
-            logits_NV = F.linear(rows[_name(number)], teacher.lm_head.weight).float()
+        for number, weight_VD in enumerate(self._heads):
+            logits_NV = F.linear(rows[_name(number)], weight_VD).float()
             if self.average == "logits":
                 total_NV = logits_NV if total_NV is None else total_NV + logits_NV
                 continue

@@ -112,15 +112,15 @@ class Head(nn.Linear):
         """
         if rows is None:
             return F.linear(hidden_ND, self.weight)
-        hidden_ND = _cast(hidden_ND)
+        hidden_ND = autocast(hidden_ND)
         if terms is None:
-            return _token_losses(hidden_ND, _cast(self.weight), rows)
+            return _token_losses(hidden_ND, autocast(self.weight), rows)
         sums: Tensor = _TermSums.apply(hidden_ND, self.weight, rows, terms, self.evaluate)
         return sums
 
 
-def _cast(tensor: Tensor) -> Tensor:
-    """As autocast would, once instead of in each chunk."""
+def autocast(tensor: Tensor) -> Tensor:
+    """A tensor in the type that autocast would give it in each chunk, given once."""
     kind = tensor.device.type
     return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
@@ -163,7 +163,7 @@ class _TermSums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, master_VD: Tensor, rows: Rows, terms: Any, evaluate: Any) -> Tensor:
-        weight_VD = _cast(master_VD)
+        weight_VD = autocast(master_VD)
         # Of this type whatever the default one is: chunks are summed.
         total = torch.zeros(len(terms), dtype=torch.float32, device=hidden_ND.device)
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]

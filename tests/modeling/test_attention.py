@@ -1,6 +1,7 @@
 """Every backend is causal attention; masked by document, it is a dense mask."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -96,6 +97,9 @@ def test_kernels_of_gpus_are_refused_elsewhere(backend: Backend) -> None:
 
 def test_kernels_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    # None in their place makes an import fail, where the packages are installed too.
+    for module in ("flash_attn_interface", "flash_attn.cute.interface"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"flash-attn.*megalit\[flash-attn\]"):
         resolve("flash2", torch.device("cuda"), False)
     for backend in ("flash3", "flash4"):

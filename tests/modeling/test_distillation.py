@@ -10,11 +10,12 @@ from megalit.modeling import head
 from megalit.modeling.decoder import Decoder
 from megalit.modeling.distillation import Average, Distillation, follow, frozen_copy
 from megalit.modeling.head import CrossEntropy, Weighted
+from megalit.modeling.shapes import Shape
 
 VOCABULARY, LENGTH = 37, 12
 
 
-def model(seed: int, shape: str = "nano") -> Decoder:
+def model(seed: int, shape: str | Shape = "nano") -> Decoder:
     made = Decoder(shape, VOCABULARY, init_std=0.5, seed=seed)
     made.configure_model()
     return made.eval()
@@ -116,3 +117,29 @@ def test_a_moving_average_follows_the_weights(dtype: torch.dtype) -> None:
         assert value.dtype == torch.float32
         moved = student.state_dict()[name].float() - before[name].float()
         torch.testing.assert_close(value, before[name].float() + 0.25 * moved)
+
+
+def test_in_bfloat16_the_teachers_heads_are_cast_once_and_chunks_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student = model(0)
+    teacher = model(1, Shape(hidden_size=48, intermediate_size=64, layers=1, heads=2, kv_heads=2)).requires_grad_(False)
+    term = Distillation([teacher])
+
+    def loss() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, rows = student.hidden_and_rows(batch())
+            return float(student.lm_head(hidden, rows | term.rows(batch()), [term]))
+
+    def loss_and_casts(chunk_logits: int) -> tuple[float, int]:
+        monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", chunk_logits)
+        with torch.profiler.profile(record_shapes=True) as profile:
+            value = loss()
+        shape = list(teacher.lm_head.weight.shape)
+        return value, sum(e.name == "aten::_to_copy" and e.input_shapes[0] == shape for e in profile.events())
+
+    whole, chunked = loss_and_casts(10**9), loss_and_casts(1)
+    assert chunked == (pytest.approx(whole[0], rel=1e-5), 1)
+    with torch.no_grad():
+        teacher.lm_head.weight.mul_(0.5)
+    assert loss() != pytest.approx(chunked[0], rel=1e-3)  # of the weights as they are now, not as they were
