@@ -63,7 +63,7 @@ def edges(results: Results, run: Run) -> list[str]:
         if at in (0, len(steps) - 1):
             remarks.append(f"{axis}: at the edge of the grid")
         elif len(near) < 2:
-            remarks.append(f"{axis}: at the budget of {MOST_PASSES} passes, more was not tried")
+            remarks.append(f"{axis}: at the budget of {MOST_PASSES} passes, for more see epochs")
     return remarks
 
 

@@ -153,6 +153,14 @@ def subsets(tuned: Tuned) -> Iterator[Run]:
         yield changed(tuned["real"], f"fraction {fraction:g}", {"data.real_fraction": f"{fraction:g}"})
 
 
+def epochs(tuned: Tuned) -> Iterator[Run]:
+    """Is the best number of real epochs unchanged by rephrases? Beyond the budget of the search."""
+    for factor in (2, 4):
+        for stream in ("simple", "stitched"):
+            run = tuned[stream]
+            yield replace(run, epochs=factor * run.epochs)
+
+
 def mixes(tuned: Tuned) -> Iterator[Run]:
     """Does too large a synthetic share overfit? The number of training tokens stays the same."""
     for mix, share in ((0.5, 2.0), (0.9, 0.4)):
@@ -269,6 +277,7 @@ GROUPS: dict[str, Group] = {
         window,
         muon,
         copying,
+        epochs,
         students,
         hard_labels,
         larger,
