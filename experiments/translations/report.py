@@ -43,14 +43,15 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
     shown = set()
     for name, group in GROUPS.items():
         runs = [run for run in group(best) if results.of(run) is not None]
-        if runs:
+        # A group whose only runs are the tuned ones has told nothing yet.
+        if any(name == "search" or run not in best.values() for run in runs):
             lines += [f"## {name}: {(group.__doc__ or '').strip()}", "", *ROWS]
             references = [_reference(results, name, run, best) for run in runs]
             differences = [_difference(results, run, other) for run, other in zip(runs, references, strict=True)]
             lines += [_row(results[run.name], change) for run, change in zip(runs, differences, strict=True)]
             lines += ["", *(_gaps(results, runs, best) if name != "search" else ())]
             lines += _repeated(results, runs, best) if name == "steps" else []
-        shown |= {run.name for run in runs}
+            shown |= {run.name for run in runs}
     others = [result for name, result in results.items() if name not in shown]
     if others:
         lines += ["## Runs from earlier settings", "", *ROWS, *(_row(result, None) for result in others), ""]
