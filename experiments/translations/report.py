@@ -193,12 +193,16 @@ def _gaps(results: Results, runs: Iterable[Run], best: Tuned) -> list[str]:
 
 
 def _gap_lines(results: Results, runs: list[Run], best: Tuned) -> Iterator[str]:
-    tuned_rates = (best["stitched"].learning_rate, best["simple"].learning_rate)
+    stitched, simple = best["stitched"], best["simple"]
+    tuned_rates = (stitched.learning_rate, simple.learning_rate)
     for run in runs:
         for other in runs:
             rates = (run.learning_rate, other.learning_rate)
             same = all(getattr(run, name) == getattr(other, name) for name in ("generations", "change", "mix", "seed"))
             same &= rates[0] == rates[1] or rates == tuned_rates
+            # As many times the epochs, and the decay, of the stream's own tuned run.
+            same &= run.epochs * simple.epochs == other.epochs * stitched.epochs
+            same &= run.weight_decay * simple.weight_decay == other.weight_decay * stitched.weight_decay
             if run.stream == "stitched" and other.stream == "simple" and same and not run.seed:
                 line = _pair(of_seeds(results, run), of_seeds(results, other))
                 yield f"- {run.name} minus {other.name}: {line}"
