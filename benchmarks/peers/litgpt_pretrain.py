@@ -38,7 +38,7 @@ class Windows(DataModule):
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    windows = Windows(settings["windows"], settings["batch"])
+    windows = Windows(settings["windows"], settings["micro_batch"])
     length = windows.tokens.shape[1] - 1
     config = Config(
         name="llama",
