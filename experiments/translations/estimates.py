@@ -63,7 +63,9 @@ def edges(results: Results, run: Run) -> list[str]:
         if at in (0, len(steps) - 1):
             remarks.append(f"{axis}: at the edge of the grid")
         elif len(near) < 2:
-            remarks.append(f"{axis}: at the budget of {MOST_PASSES} passes, for more see epochs")
+            tried = results.loss(replace(run, epochs=2 * run.epochs)) is not None
+            more = "for more see epochs" if tried else "more was not tried"
+            remarks.append(f"{axis}: at the budget of {MOST_PASSES} passes, {more}")
     return remarks
 
 

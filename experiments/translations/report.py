@@ -201,11 +201,18 @@ def _gap_lines(results: Results, runs: list[Run], best: Tuned) -> Iterator[str]:
             same = all(getattr(run, name) == getattr(other, name) for name in ("generations", "change", "mix", "seed"))
             same &= rates[0] == rates[1] or rates == tuned_rates
             # As many times the epochs, and the decay, of the stream's own tuned run.
-            same &= run.epochs * simple.epochs == other.epochs * stitched.epochs
-            same &= run.weight_decay * simple.weight_decay == other.weight_decay * stitched.weight_decay
+            for axis in ("epochs", "weight_decay"):
+                same &= _multiple(run, stitched, axis) == _multiple(other, simple, axis)
             if run.stream == "stitched" and other.stream == "simple" and same and not run.seed:
                 line = _pair(of_seeds(results, run), of_seeds(results, other))
                 yield f"- {run.name} minus {other.name}: {line}"
+
+
+def _multiple(run: Run, tuned: Run, axis: str) -> float:
+    own, other = getattr(run, axis), getattr(tuned, axis)
+    if own == other:
+        return 1.0
+    return round(own / other, 6) if other else math.inf
 
 
 def _efficiency(results: Results, best: Tuned) -> list[str]:

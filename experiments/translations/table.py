@@ -40,8 +40,8 @@ REPEATED = ("muon faster",)
 MEMBERS = 3
 MOST_MEMBERS = 5
 
-# A run trains on at most so many tokens, in sizes of the real data: what a first pass can pay for. The search ends
-# there even where more epochs would be better.
+# A run of the search trains on at most so many tokens, in sizes of the real data: what a first pass can pay for. The
+# search ends there even where more epochs would be better.
 MOST_PASSES = 32
 
 Tuned = Mapping[StreamName, Run]
@@ -161,7 +161,7 @@ def epochs(tuned: Tuned) -> Iterator[Run]:
     longer = {stream: replace(tuned[stream], epochs=2 * tuned[stream].epochs) for stream in ("stitched", "simple")}
     for seed in range(1, MEMBERS):
         yield from (replace(run, seed=seed) for run in longer.values())
-    yield from (replace(run, weight_decay=2 * run.weight_decay) for run in longer.values())
+    yield from (replace(run, weight_decay=2 * run.weight_decay) for run in longer.values() if run.weight_decay)
 
 
 def mixes(tuned: Tuned) -> Iterator[Run]:

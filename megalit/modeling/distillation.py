@@ -49,7 +49,8 @@ class Distillation:
     @torch.no_grad()
     def rows(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The teachers' last hidden states, ``(windows * length, width of the teacher)`` each."""
-        # Autocast keeps no copy of what is not trained: it would cast these in each chunk.
+        # Autocast keeps no copy of what is not trained: it would cast these in each chunk. The last ones go first.
+        self._heads = []
         self._heads = [autocast(teacher.lm_head.weight) for teacher in self.teachers]
         return {_name(number): teacher.hidden_and_rows(batch)[0] for number, teacher in enumerate(self.teachers)}
 

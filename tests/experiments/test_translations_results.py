@@ -68,7 +68,7 @@ def test_search_says_where_it_ended(experiment: SimpleNamespace, known: Any) -> 
     for axis in table.GRID:
         for near in table.neighbours(run, axis):
             known.add(near, Path())
-    assert edges(known, run) == ["epochs: at the budget of 32 passes, for more see epochs"]
+    assert edges(known, run) == ["epochs: at the budget of 32 passes, more was not tried"]
     assert "weight_decay: at the edge of the grid" in edges(known, replace(run, weight_decay=0.0))
     assert edges(known, replace(run, epochs=4))[0] == "epochs: 8 and 2 not tried"
 
