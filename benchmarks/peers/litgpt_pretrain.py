@@ -1,7 +1,7 @@
 """Training steps of litgpt's ``pretrain``; prints the seconds of each step as JSON. Runs in its own environment.
 
 A step's time goes from the end of the one before to its own end, as everywhere in ``train_step.py``. litgpt's own
-``iter_time`` is that of the last micro-batch only.
+``iter_time`` is that of the last micro-batch only, without fetching it and without logging.
 """
 
 import csv
