@@ -65,14 +65,14 @@ def search(tuned: Tuned) -> Iterator[Run]:
             yield from neighbours(run, axis)
 
 
-def neighbours(run: Run, axis: str) -> Iterator[Run]:
+def neighbours(run: Run, axis: str, most_passes: float = MOST_PASSES) -> Iterator[Run]:
     """One step up and one step down; at the edge of the grid, or of the budget, there is one neighbour only."""
     steps = GRID[axis]
     place = steps.index(getattr(run, axis))
     for near in (place + 1, place - 1):
         if 0 <= near < len(steps):
             found = replace(run, **{axis: steps[near]})  # type: ignore[arg-type]  # the axes are numbers
-            if found.passes <= MOST_PASSES:
+            if found.passes <= most_passes:
                 yield found
 
 
@@ -154,14 +154,26 @@ def subsets(tuned: Tuned) -> Iterator[Run]:
 
 
 def epochs(tuned: Tuned) -> Iterator[Run]:
-    """Is the best number of real epochs unchanged by rephrases? Beyond the search's budget; with more decay, too."""
+    """Is the best number of real epochs unchanged by rephrases? Beyond the search's budget."""
     for factor in (2, 4):
         for stream in ("stitched", "simple"):
             yield replace(tuned[stream], epochs=factor * tuned[stream].epochs)
-    longer = {stream: replace(tuned[stream], epochs=2 * tuned[stream].epochs) for stream in ("stitched", "simple")}
     for seed in range(1, MEMBERS):
-        yield from (replace(run, seed=seed) for run in longer.values())
-    yield from (replace(run, weight_decay=2 * run.weight_decay) for run in longer.values() if run.weight_decay)
+        yield from (replace(run, seed=seed) for run in _twice_as_long(tuned))
+
+
+def longer(tuned: Tuned) -> Iterator[Run]:
+    """At twice the epochs: are another decay or rate better, and does stitching act through the attention there?"""
+    runs = _twice_as_long(tuned)
+    for axis in ("weight_decay", "learning_rate"):
+        for run in runs:
+            yield from neighbours(run, axis, run.passes)
+    for run in runs:
+        yield changed(run, "masked", {"model.cross_document_attention": "false"})
+
+
+def _twice_as_long(tuned: Tuned) -> list[Run]:
+    return [replace(tuned[stream], epochs=2 * tuned[stream].epochs) for stream in ("stitched", "simple")]
 
 
 def mixes(tuned: Tuned) -> Iterator[Run]:
@@ -281,6 +293,7 @@ GROUPS: dict[str, Group] = {
         muon,
         copying,
         epochs,
+        longer,
         students,
         hard_labels,
         larger,
