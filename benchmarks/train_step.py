@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -165,17 +166,18 @@ def main() -> None:
         kinds = {kind: run for kind, run in kinds.items() if re.search(arguments.only, kind)}
         if not any(kind.startswith("megalit") for kind in kinds):
             parser.error(f"--only {arguments.only} leaves out megalit: there is nothing to compare with")
-        seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+        rounds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
         for _ in range(arguments.rounds):
             for kind, run in kinds.items():
-                seconds[kind] += run()[arguments.skip :]
-                print(f"{kind}: {statistics.median(seconds[kind]):.4f} s", file=sys.stderr)
-    median = {kind: round(statistics.median(times), 4) for kind, times in seconds.items()}
+                rounds[kind].append(run()[arguments.skip :])
+                print(f"{kind}: {statistics.median(rounds[kind][-1]):.4f} s", file=sys.stderr)
+    median = {kind: round(statistics.median(chain(*times)), 4) for kind, times in rounds.items()}
     result: dict[str, Any] = {
         "benchmark": "train_step",
         "parameters": 12_000_000,
         "tokens_per_step": BATCH * CONTEXT,
         "seconds_per_step": median,
+        "each_round": {kind: [round(statistics.median(one), 4) for one in times] for kind, times in rounds.items()},
         "versions": {"torch": torch.__version__},
         "cores": os.cpu_count(),
     }

@@ -39,6 +39,7 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         *_streams(results, best),
         *_ensembles(results, best),
         *_long_documents(results, best),
+        *_behind_siblings(results),
     ]
     shown = set()
     for name, group in GROUPS.items():
@@ -175,6 +176,20 @@ def _long_documents(results: Results, best: Tuned) -> list[str]:
         gap = _pair(at("stitched", length), at("simple", length))
         if gap:
             lines.append(f"- at {length:,}, {best['stitched'].recipe} minus {best['simple'].recipe}: {gap}")
+    return [*lines, ""]
+
+
+def _behind_siblings(results: Results) -> list[str]:
+    """What a real document behind its own translations costs, and behind those of others."""
+    measured = results.behind_siblings
+    if not measured:
+        return []
+    lines = ["## Behind siblings", "", "Losses of held-out real documents, each behind so many translations.", ""]
+    lines += ["| run | of | " + " | ".join(map(str, range(len(next(iter(measured.values()))["siblings"])))) + " |"]
+    lines += ["|---" * lines[-1].count("| ") + "|"]
+    for run, losses in sorted(measured.items()):
+        rows = [("its own", losses["siblings"]), ("others", losses["strangers"])]
+        lines += [f"| {run} | {whose} | {' | '.join(f'{loss:.3f}' for loss in row)} |" for whose, row in rows]
     return [*lines, ""]
 
 

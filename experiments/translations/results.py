@@ -143,6 +143,15 @@ class Results(Mapping[str, Result]):
         own = (record["setup"], record["loss"]) == (self.setup, self.loss(run))
         return dict(record["by_context_length"]) if own and store in (None, record["store"]) else {}
 
+    @property
+    def behind_siblings(self) -> dict[str, dict[str, list[float]]]:
+        """What siblings.py has measured: by run, losses behind 0, 1, … siblings, and strangers."""
+        return read_json(self.behind_siblings_file) if self.behind_siblings_file.exists() else {}
+
+    @property
+    def behind_siblings_file(self) -> Path:
+        return self.folder / "siblings" / "losses.json"
+
     def _long_file(self, run: Run) -> Path:
         return self.folder / "long" / f"{run.name}.json"
 

@@ -22,7 +22,7 @@ from megalit.corpus.tables import VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.evaluation.losses import token_losses
-from megalit.files import fingerprint, write_json
+from megalit.files import fingerprint, read_json, write_json
 from megalit.modeling.head import IGNORED
 
 
@@ -85,7 +85,7 @@ def main(data: str, runs: Sequence[str], most: int = 3, output: str | None = Non
         data: folder of the corpus and the stores.
         runs: folders of runs.
         most: translations in front of the real document.
-        output: JSON file for the losses.
+        output: JSON file for the losses; those of other runs stay in it.
     """
     corpus = Corpus(Path(data) / "corpus")
     tokenizer = Tokenizer(str(Path(data) / "stores" / "tokenizer"))
@@ -123,7 +123,9 @@ def main(data: str, runs: Sequence[str], most: int = 3, output: str | None = Non
         }
         print(json.dumps({run: losses[Path(run).name]}), flush=True)
     if output is not None:
-        write_json(Path(output), losses)
+        path = Path(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, (read_json(path) if path.exists() else {}) | losses)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ GRID: dict[str, tuple[float, ...]] = {
 }
 
 # Single changes that are run with the seeds of an ensemble, too, as is what they are compared with.
-REPEATED = ("muon faster",)
+REPEATED = ("muon faster", "wsd")
 
 # Members of an ensemble, which are the seeds of a run; of the tuned runs there may be more.
 MEMBERS = 3

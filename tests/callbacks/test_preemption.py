@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import lightning
 import pytest
 import torch
 from data_sets import DataSet
+from forks import fork, ranks
 
 from megalit.callbacks import Preemption
 from megalit.errors import UserError
@@ -36,21 +34,7 @@ STOPS = {
 def runs(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases, run by two processes."""
     folder = tmp_path_factory.mktemp("preempted")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(data_set.folder), str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(2)
-    ]
+    processes = [fork(SCRIPT, data_set.folder, folder, start_new_session=True, **rank) for rank in ranks(2)]
     try:
         for process in processes:
             _, errors = process.communicate(timeout=900)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from data_sets import DataSet, make_rows, write_jsonl
+from forks import Fork, fork
 
 from megalit import cli
 
@@ -63,15 +64,18 @@ prepare:
     return path
 
 
-def start(*arguments: str | Path, folder: Path, **options: object) -> "subprocess.Popen[str]":
-    """Start ``megalit`` as a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(*arguments: str | Path, folder: Path, **variables: str) -> Fork:
+    """Start ``megalit`` as a process of its own, that has its imports behind it."""
+    return fork("megalit", *arguments, folder=folder, **variables)
+
+
+def start_interpreter(*arguments: str | Path, folder: Path) -> "subprocess.Popen[str]":
+    """Start ``megalit`` as a user does, for tests of the start itself and of Lightning's launcher."""
     return subprocess.Popen(
         [sys.executable, "-m", "megalit", *map(str, arguments)],
         cwd=folder,
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **options,  # type: ignore[call-overload]
     )

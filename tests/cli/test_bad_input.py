@@ -5,13 +5,12 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from data_sets import DataSet, make_rows, write_jsonl
+from forks import fork
 from running import Run
 
 Refused = Callable[..., str]
@@ -212,15 +211,16 @@ def test_a_disk_that_is_full(stage: str, small: Path, tmp_path: Path) -> None:
     else:
         arguments = ["fit", "--config", str(small), "--run", "made", "--trainer.logger", "false"]
         limit = 400_000
-    command = [sys.executable, "-c", LIMITED.format(limit=limit), *arguments]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
-    assert result.returncode == 2, result.stderr
-    assert "the disk is full or a quota is reached" in result.stderr.splitlines()[-1]
-    assert "Traceback" not in result.stderr
+    script = tmp_path / "limited.py"
+    script.write_text(LIMITED.format(limit=limit))
+    process = fork(script, *arguments, folder=tmp_path)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert "the disk is full or a quota is reached" in said.splitlines()[-1]
+    assert "Traceback" not in said
     left = [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp") or ".building-" in path.name]
     assert left == []
-    freed = LIMITED.format(limit=resource.RLIM_INFINITY)
-    again = subprocess.run(
-        [sys.executable, "-c", freed, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert again.returncode == 0, again.stderr
+    script.write_text(LIMITED.format(limit=resource.RLIM_INFINITY))
+    again = fork(script, *arguments, folder=tmp_path)
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said

@@ -3,8 +3,6 @@
 import csv
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import pytest
 import torch
 import yaml
 from data_sets import DataSet, make_rows, write_jsonl
-from running import Run, start
+from forks import fork
+from running import Run, start, start_interpreter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megalit import files
@@ -220,7 +219,7 @@ def test_two_processes_give_the_result_of_one(run: Run, from_files: Path, tmp_pa
     """Preparation, plan, training and validation under DDP; the validation set is too small for both ranks."""
     flags = ["--data.context_length", "512", "--data.global_batch", "8", "--data.total_tokens", str(8 * 512 * 6)]
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--run", "two"]
-    process = start("fit", "--config", from_files, *flags, *two, folder=tmp_path)
+    process = start_interpreter("fit", "--config", from_files, *flags, *two, folder=tmp_path)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert said.count("validation loss, iid") == 1
@@ -297,9 +296,9 @@ main(sys.argv[1:])
 def test_a_run_killed_while_it_writes_a_checkpoint_continues_to_bit_identical_weights(
     run: Run, small: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", WRITE_IS_KILLED, "fit", "--config", str(small)]
-    victim = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, timeout=120)
-    assert victim.returncode == -signal.SIGKILL
+    (tmp_path / "killed.py").write_text(WRITE_IS_KILLED)
+    victim = fork(tmp_path / "killed.py", "fit", "--config", small, folder=tmp_path)
+    assert victim.wait(120) == -signal.SIGKILL
     checkpoints = tmp_path / "run" / "checkpoints"
     # The third, at step 15, is half written under another name.
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-000000005.ckpt", "step-000000010.ckpt"]

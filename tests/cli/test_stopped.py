@@ -5,20 +5,21 @@ import subprocess
 import time
 from pathlib import Path
 
-from running import start
+from forks import Fork
+from running import start, start_interpreter
 
 from megalit.callbacks import Checkpoint
 from megalit.scaling.records import read_record
 
 
-def handles(process: "subprocess.Popen[str]", number: int) -> bool:
+def handles(process: "Fork | subprocess.Popen[str]", number: int) -> bool:
     """Whether a process handles a signal by now."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
-def stop(process: "subprocess.Popen[str]", number: int) -> str:
+def stop(process: "Fork | subprocess.Popen[str]", number: int) -> str:
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
@@ -29,10 +30,10 @@ def stop(process: "subprocess.Popen[str]", number: int) -> str:
 def test_stopped_at_its_first_moment_and_at_work_it_ends_as_if_undisturbed(small: Path, tmp_path: Path) -> None:
     command = ("fit", "--config", small, "--data.total_tokens", "10_000")
     # While torch is still being imported there is nothing to save, and no reason to wait.
-    process = start(*command, folder=tmp_path)
-    while not handles(process, signal.SIGUSR1):
+    first = start_interpreter(*command, folder=tmp_path)
+    while not handles(first, signal.SIGUSR1):
         time.sleep(0.002)
-    assert "megalit: stopped by SIGUSR1: the same command continues" in stop(process, signal.SIGUSR1)
+    assert "megalit: stopped by SIGUSR1: the same command continues" in stop(first, signal.SIGUSR1)
     assert not (tmp_path / "run").exists()
 
     process = start(*command, "--checkpoint.every_n_steps", "1", folder=tmp_path)

@@ -1,9 +1,6 @@
 """Losses of a suite: by position, by context length, on several ranks, over seeds."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import measuring_ranks
@@ -11,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import DataSet
+from forks import fork
 from test_losses import LENGTH, build, documents, losses_of, suite
 
 from megalit.errors import UserError
@@ -74,9 +72,7 @@ def test_two_ranks_measure_what_one_does(data_set: DataSet, tmp_path: Path) -> N
     torch.save(model.state_dict(), tmp_path / "model.pt")
     assert data_set.stores.validation is not None
     shared = (data_set.stores.validation.folder.resolve(), tmp_path / "model.pt", tmp_path / "rendezvous")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, measuring_ranks.__file__, *map(str, shared)]
-    other = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    other = fork(Path(measuring_ranks.__file__), *shared)
     first = measuring_ranks.measure_as(0, *shared)
     _, said = other.communicate(timeout=300)
     assert other.returncode == 0, said

@@ -1,6 +1,5 @@
 """The experiment on translations: its table holds together, and its driver goes on where it stopped."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -196,8 +195,16 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
     kept._results[two[1].name] = replace(kept[two[1].name], loss=1.0)
     assert not trainer.has(two[1], kept), "these are other weights than the record's"
 
-    experiment.siblings.main("runs/translations/data", [str(runs / two[1].name)], most=1, output="siblings.json")
-    own, others = json.loads(Path("siblings.json").read_text())[two[1].name].values()
+    for measured in two:
+        measure = experiment.siblings.main
+        measure("runs/translations/data", [str(runs / measured.name)], most=1, output=str(kept.behind_siblings_file))
+    assert set(kept.behind_siblings) == {measured.name for measured in two}
+    own, others = kept.behind_siblings[two[1].name].values()
+    run.main(report=True, results="results")
+    assert (
+        f"| {two[1].name} | others | {others[0]:.3f} | {others[1]:.3f} |"
+        in Path("results/small/results.md").read_text()
+    )
     assert own[0] == others[0], "behind nothing is behind nothing"
     assert own[1] != others[1]
     assert all(loss == pytest.approx(own[0], abs=0.5) for loss in (*own, *others))

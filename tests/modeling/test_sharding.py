@@ -1,8 +1,5 @@
 """FSDP2 trains what one process trains, and either goes on where the other stopped."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +8,7 @@ import lightning
 import pytest
 import torch
 from data_sets import DataSet
+from forks import Fork, fork, ranks
 from sharded_training import STEPS, new_model, train
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint
@@ -23,22 +21,15 @@ from megalit.modeling.shapes import Shape
 SCRIPT = Path(__file__).parent / "sharded_training.py"
 
 
-def shard(
-    data_set: DataSet, folder: Path, stop_at: int, *teachers: str, precision: str = "32-true"
-) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(data_set.folder), str(folder), str(stop_at), precision, *teachers],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def shard(data_set: DataSet, folder: Path, stop_at: int, *teachers: str, precision: str = "32-true") -> list[Fork]:
+    arguments = (data_set.folder, folder, str(stop_at), precision, *teachers)
+    return [fork(SCRIPT, *arguments, **rank) for rank in ranks(2)]
 
 
-def finish(process: "subprocess.Popen[str]") -> None:
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+def finish(processes: list[Fork]) -> None:
+    for process in processes:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -116,7 +107,7 @@ def test_a_sharded_student_learns_from_a_whole_teacher_what_one_process_learns(
 
 
 def test_the_average_of_a_sharded_student_is_refused(data_set: DataSet, tmp_path: Path) -> None:
-    process = shard(data_set, tmp_path / "sharded", STEPS, "ema")
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert "SelfDistillation.teachers is ema and the model is sharded" in said
+    for process in shard(data_set, tmp_path / "sharded", STEPS, "ema"):
+        _, said = process.communicate(timeout=300)
+        assert process.returncode != 0
+        assert "SelfDistillation.teachers is ema and the model is sharded" in said

@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import DataSet
+from forks import Fork, fork, ranks
 from traced_training import data_module
 
 from megalit.callbacks import Checkpoint
@@ -21,33 +20,35 @@ SCRIPT = Path(__file__).with_name("traced_training.py")
 Windows = set[tuple[int, ...]]
 
 
-def start(data_set: DataSet, folder: Path, steps: int, devices: int, workers: int = 0, micro_batch: int = 1):  # type: ignore[no-untyped-def]
+def start(
+    data_set: DataSet, folder: Path, steps: int, devices: int, workers: int = 0, micro_batch: int = 1
+) -> list[Fork]:
+    """The processes of a run, each in a session of its own with its loader's workers."""
     folder.mkdir(exist_ok=True)
-    arguments = [data_set.folder, folder, devices, workers, micro_batch, steps]
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    arguments = map(str, [data_set.folder, folder, devices, workers, micro_batch, steps])
+    told = ranks(devices) if devices > 1 else [{}]
+    command = (SCRIPT, *arguments)
+    return [fork(*command, start_new_session=True, **variables) for variables in told]
 
 
-def finish(process: "subprocess.Popen[str]") -> None:
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+def finish(processes: list[Fork]) -> None:
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
 
 
-def kill_at(process: "subprocess.Popen[str]", folder: Path, step: int) -> None:
+def kill_at(processes: list[Fork], folder: Path, step: int) -> None:
     """SIGKILL to all processes of the run, once it has passed a step."""
     deadline = time.monotonic() + 300
     while max((number for number, _ in trace(folder)), default=0) < step:
-        assert process.poll() is None, process.communicate()
+        for process in processes:
+            assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+    for process in processes:
+        process.wait(60)
 
 
 def trace(folder: Path) -> list[tuple[int, Windows]]:

@@ -1,7 +1,6 @@
 """Stores at the edges of what a corpus can hold, and builds that are killed or run at the same time."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from data_sets import DataSet, make_rows, write_jsonl
+from forks import Fork
 from running import start
 
 from megalit.corpus.build import CorpusSettings, build_corpus
@@ -74,7 +74,7 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def tokenize(folder: Path, output: str) -> "subprocess.Popen[str]":
+def tokenize(folder: Path, output: str) -> Fork:
     arguments = ["tokenize", "--corpus", "corpus", "--output", output, "--tokenizer.vocabulary_size", "300"]
     return start(*arguments, folder=folder)
 
