@@ -3,16 +3,30 @@
 import json
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forks import fork
 from running import Run, start
 
+from megalit.cli import ensemble
 from megalit.evaluation.checkpoints import load_model, newest_checkpoint
 from megalit.scaling.records import read_record
+
+
+@pytest.fixture(autouse=True)
+def members_are_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an ensemble in this process trains has its imports behind it; one that is told to stop has its own."""
+
+    def run(command: Sequence[str]) -> int:
+        program, *arguments = command[command.index("-m") + 1 :]
+        return fork(program, *arguments).wait(300)
+
+    monkeypatch.setattr(ensemble, "_run", run)
 
 
 def result(path: Path) -> dict[str, Any]:
