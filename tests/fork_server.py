@@ -1,8 +1,16 @@
-"""Imports what a run imports, then forks a process for each line of its input; started by forks.py."""
+"""Imports what a run imports, then forks a process for each line of its input; started by forks.py.
+
+python fork_server.py FOLDER
+
+Each process has a folder of its own in FOLDER with what it says and, once it has ended, its exit code. Where the input
+ends, processes that are left end with it, and the folder goes.
+"""
 
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
 import sys
 from importlib import import_module
@@ -23,38 +31,52 @@ IMPORTED = (
 )
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     for name in IMPORTED:
         import_module(name)
-    children: dict[int, Path] = {}
-
-    def reap(*_: object) -> None:
-        """Write the exit codes of children that have ended, as subprocess gives them, to where they are looked for."""
-        for pid, own in list(children.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                (own / "writing").write_text(str(os.waitstatus_to_exitcode(status)))
-                (own / "writing").rename(own / "status")
-                del children[pid]
-
-    signal.signal(signal.SIGCHLD, reap)
-    for line in sys.stdin:
+    children: dict[int, tuple[int, Path]] = {}  # by what becomes readable when the process has ended
+    while True:
+        readable, _, _ = select.select([0, *children], [], [])
+        for ended in set(readable) - {0}:
+            pid, own = children.pop(ended)
+            os.close(ended)
+            note_end(pid, own)
+        if 0 not in readable:
+            continue
+        line = read_line()
+        if not line:
+            break
         request = json.loads(line)
-        # A child that ends at once is reaped once it is known.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         pid = os.fork()
         if not pid:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            for other in children:
+                os.close(other)
             return become(request)  # The loop is left, so that the process ends as any interpreter.
-        children[pid] = Path(request["own"])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        children[os.pidfd_open(pid)] = (pid, Path(request["own"]))
         print(pid, flush=True)
-    # The tests are over: nothing that a failed one has left goes on.
-    for pid in list(children):
+    for pid, own in children.values():
         os.kill(pid, signal.SIGKILL)
+        note_end(pid, own)
+    shutil.rmtree(folder, ignore_errors=True)
     return None
+
+
+def read_line() -> bytes:
+    """A line of the input, byte by byte: select does not see what a buffer holds."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            return b""
+        line += byte
+    return line
+
+
+def note_end(pid: int, own: Path) -> None:
+    """Write the exit code of a child, as subprocess gives it, to where it is looked for."""
+    _, status = os.waitpid(pid, 0)
+    (own / "writing").write_text(str(os.waitstatus_to_exitcode(status)))
+    (own / "writing").rename(own / "status")
 
 
 def become(request: dict[str, Any]) -> None:
@@ -62,9 +84,9 @@ def become(request: dict[str, Any]) -> None:
     if request["new_session"]:
         os.setsid()
     own = Path(request["own"])
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for descriptor, name in ((1, "out"), (2, "err")):
-        file = os.open(own / name, os.O_WRONLY | os.O_APPEND)
+    outputs = (os.open(own / name, os.O_WRONLY | os.O_APPEND) for name in ("out", "err"))
+    opened = (os.open(os.devnull, os.O_RDONLY), *outputs)
+    for descriptor, file in enumerate(opened):
         os.dup2(file, descriptor)
         os.close(file)
     os.environ.clear()
@@ -79,4 +101,4 @@ def become(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

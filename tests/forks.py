@@ -1,23 +1,23 @@
 """Processes that begin with everything imported: forks of one process that has done nothing else.
 
 Importing torch and Lightning takes most of a short run's time, and a test that kills a run and starts it again waits
-for it each time. A fork differs from a process of its own in nothing that these tests are about: it has its own
-folder, environment, output and exit code, takes signals, and ends as an interpreter does. Where the start itself is
-under test, or Lightning's launcher, tests start interpreters.
+for it each time. A fork has a folder, environment, output and exit code of its own, takes signals, and ends as an
+interpreter does. What it shares with others is what its imports left: the hash seed of strings, numpy's global random
+state, and what was read from the environment when it was imported. So where the start itself is under test, Lightning's
+launcher, or that nothing hangs on the order of a set, tests start interpreters.
 """
 
-import atexit
 import functools
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 SERVER = Path(__file__).with_name("fork_server.py")
@@ -37,25 +37,30 @@ class Fork:
             self.returncode = int(status.read_text())
         return self.returncode
 
-    def wait(self, timeout: float | None = None) -> int:
-        deadline = None if timeout is None else time.monotonic() + timeout
+    def wait(self, timeout: float = 600) -> int:
+        deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0, self._read("out"))
+            _server()  # which says so if it is gone, and with it all exit codes
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout, self._read("out"), self._read("err"))
             time.sleep(0.005)
         return code
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """What it wrote to its two outputs, once it has ended."""
         self.wait(timeout)
         return self._read("out"), self._read("err")
 
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+    def send_signal(self, number: int, whole_session: bool = False) -> None:
+        """To the process, or to all of the session that began with it."""
+        with suppress(ProcessLookupError):  # it has just ended
+            if whole_session:
+                os.killpg(self.pid, number)
+            elif self.poll() is None:
+                os.kill(self.pid, number)
 
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+    def kill(self, whole_session: bool = False) -> None:
+        self.send_signal(signal.SIGKILL, whole_session)
 
     def _read(self, name: str) -> str:
         return (self._folder / name).read_text(errors="replace")
@@ -69,16 +74,17 @@ def fork(
     **variables: str,
 ) -> Fork:
     """Run a module, as ``python -m`` does, or a script, with further environment variables."""
-    server, place = _server()
-    own = Path(tempfile.mkdtemp(dir=place))
+    server = _server()
+    folder = folder or Path.cwd()
+    own = Path(tempfile.mkdtemp(dir=_place()))
     for name in ("out", "err"):
         (own / name).touch()
     request = {
         "program": str(program),
         "arguments": [str(argument) for argument in arguments],
-        "folder": str(folder or Path.cwd()),
+        "folder": str(folder),
         "environment": {**os.environ, "OMP_NUM_THREADS": "1", **variables},
-        "path": [str(program.parent if isinstance(program, Path) else folder or Path.cwd()), *sys.path],
+        "path": [str(program.parent if isinstance(program, Path) else folder), *sys.path],
         "new_session": start_new_session,
         "own": str(own),
     }
@@ -98,17 +104,44 @@ def ranks(count: int) -> list[Mapping[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
+def finish(processes: Sequence[Fork], timeout: float = 300) -> None:
+    """Wait for the ranks of a run; where one fails, say what it has said, for others may wait for it for ever."""
+    deadline = time.monotonic() + timeout
+    try:
+        while any(process.poll() is None for process in processes):
+            failed = [process for process in processes if process.poll()]
+            assert not failed, failed[0].communicate()
+            assert time.monotonic() < deadline, f"not done after {timeout} s"
+            time.sleep(0.01)
+        for process in processes:
+            assert process.returncode == 0, process.communicate()
+    finally:
+        for process in processes:
+            process.kill()
+
+
 @functools.cache
-def _server() -> tuple["subprocess.Popen[str]", Path]:
-    """The process that forks, and where its children's output lies; both go with this process."""
-    place = Path(tempfile.mkdtemp(prefix="megalit-forks."))
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
-    server = subprocess.Popen(
-        [sys.executable, str(SERVER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_IGN),
-    )
-    return server, place
+def _place() -> Path:
+    """Where what is said lies, by the processes and by the one that forks them; it goes with that one."""
+    return Path(tempfile.mkdtemp(prefix="megalit-forks."))
+
+
+@functools.cache
+def _started() -> "subprocess.Popen[str]":
+    with (_place() / "server").open("w") as said:
+        return subprocess.Popen(
+            [sys.executable, str(SERVER), str(_place())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            process_group=0,  # Ctrl-C is for the tests, with which it ends
+        )
+
+
+def _server() -> "subprocess.Popen[str]":
+    """The process that forks; it ends when this one does."""
+    server = _started()
+    assert server.poll() is None, (_place() / "server").read_text()
+    return server

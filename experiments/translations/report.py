@@ -181,15 +181,16 @@ def _long_documents(results: Results, best: Tuned) -> list[str]:
 
 def _behind_siblings(results: Results) -> list[str]:
     """What a real document behind its own translations costs, and behind those of others."""
-    measured = results.behind_siblings
+    measured = {name: losses for name in results if (losses := results.behind_siblings(name)) is not None}
     if not measured:
         return []
+    most = max(len(losses["siblings"]) for losses in measured.values())
     lines = ["## Behind siblings", "", "Losses of held-out real documents, each behind so many translations.", ""]
-    lines += ["| run | of | " + " | ".join(map(str, range(len(next(iter(measured.values()))["siblings"])))) + " |"]
-    lines += ["|---" * lines[-1].count("| ") + "|"]
-    for run, losses in sorted(measured.items()):
-        rows = [("its own", losses["siblings"]), ("others", losses["strangers"])]
-        lines += [f"| {run} | {whose} | {' | '.join(f'{loss:.3f}' for loss in row)} |" for whose, row in rows]
+    lines += [f"| run | of | {' | '.join(map(str, range(most)))} |", "|---" * (2 + most) + "|"]
+    for run, losses in measured.items():
+        for whose, row in (("its own", losses["siblings"]), ("others", losses["strangers"])):
+            cells = [f"{loss:.3f}" for loss in row] + [""] * (most - len(row))
+            lines.append(f"| {run} | {whose} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

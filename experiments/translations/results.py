@@ -143,14 +143,27 @@ class Results(Mapping[str, Result]):
         own = (record["setup"], record["loss"]) == (self.setup, self.loss(run))
         return dict(record["by_context_length"]) if own and store in (None, record["store"]) else {}
 
-    @property
-    def behind_siblings(self) -> dict[str, dict[str, list[float]]]:
-        """What siblings.py has measured: by run, losses behind 0, 1, … siblings, and strangers."""
-        return read_json(self.behind_siblings_file) if self.behind_siblings_file.exists() else {}
+    def check_weights(self, folder: Path) -> None:
+        """See that a run folder holds the weights that the record of that name tells of.
 
-    @property
-    def behind_siblings_file(self) -> Path:
-        return self.folder / "siblings" / "losses.json"
+        Raises:
+            UserError: there is no such record, or it is of other weights.
+        """
+        known = self.get(folder.name)
+        if known is None or known.loss != round(read_record(folder).losses["iid"]["nats_per_token"], 5):
+            raise UserError(f"{self.folder} has no record of the weights in {folder}: name the folder that has")
+
+    def add_behind_siblings(self, name: str, losses: dict[str, list[float]]) -> None:
+        """Keep a run's losses behind 0, 1, … siblings, and strangers."""
+        path = self.folder / "siblings" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"setup": self.setup, "loss": self[name].loss, "losses": losses})
+
+    def behind_siblings(self, name: str) -> dict[str, list[float]] | None:
+        """A run's losses behind siblings and strangers, where these weights were measured."""
+        path = self.folder / "siblings" / f"{name}.json"
+        record: dict[str, Any] = read_json(path) if path.exists() else {"setup": None, "loss": None}
+        return record["losses"] if (record["setup"], record["loss"]) == (self.setup, self[name].loss) else None
 
     def _long_file(self, run: Run) -> Path:
         return self.folder / "long" / f"{run.name}.json"

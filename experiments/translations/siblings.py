@@ -1,6 +1,7 @@
 """Does a model use siblings? Loss of held-out real documents behind their own translations, or behind others'.
 
     python experiments/translations/siblings.py --data runs/translations/data --runs '[runs/translations/small/…]'
+                                                [--results experiments/translations/results/small]
 
 A stitched stream can teach a model to look up in the window what another version of the document has said. If it
 does, a real document behind its own translations is easier than behind translations of other documents.
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jsonargparse import CLI
+from results import Results
 from torch import Tensor
 
 from megalit.cli.models import open_model
@@ -22,7 +24,7 @@ from megalit.corpus.tables import VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.evaluation.losses import token_losses
-from megalit.files import fingerprint, read_json, write_json
+from megalit.files import fingerprint
 from megalit.modeling.head import IGNORED
 
 
@@ -78,15 +80,19 @@ def first(pieces: Sequence[list[int]], count: int) -> list[int]:
     return [token for piece in pieces[:count] for token in piece]
 
 
-def main(data: str, runs: Sequence[str], most: int = 3, output: str | None = None) -> None:
+def main(data: str, runs: Sequence[str], most: int = 3, results: str | None = None) -> None:
     """Measure trained models.
 
     Args:
         data: folder of the corpus and the stores.
         runs: folders of runs.
         most: translations in front of the real document.
-        output: JSON file for the losses; those of other runs stay in it.
+        results: folder of the runs' records; what is measured is kept there and in the report.
     """
+    kept = Results(Path(results), None) if results is not None else None
+    for run in runs:
+        if kept is not None:
+            kept.check_weights(Path(run))
     corpus = Corpus(Path(data) / "corpus")
     tokenizer = Tokenizer(str(Path(data) / "stores" / "tokenizer"))
 
@@ -110,10 +116,9 @@ def main(data: str, runs: Sequence[str], most: int = 3, output: str | None = Non
     right = sum(copied(own, pieces) for own, pieces in zip(documents, siblings, strict=True))
     share = right / sum(len(own) - 1 for own in documents)
     print(f"copying from {most} siblings would get {share:.1%} of the tokens right")
-    losses: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         model = open_model(Path(run))
-        losses[Path(run).name] = {
+        losses = {
             name: [
                 float(token_losses(model.model, suite, precision=model.precision).mean(dtype="float64"))
                 for count in range(most + 1)
@@ -121,11 +126,9 @@ def main(data: str, runs: Sequence[str], most: int = 3, output: str | None = Non
             ]
             for name, others in (("siblings", siblings), ("strangers", strangers))
         }
-        print(json.dumps({run: losses[Path(run).name]}), flush=True)
-    if output is not None:
-        path = Path(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, (read_json(path) if path.exists() else {}) | losses)
+        print(json.dumps({run: losses}), flush=True)
+        if kept is not None:
+            kept.add_behind_siblings(Path(run).name, losses)
 
 
 if __name__ == "__main__":

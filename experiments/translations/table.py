@@ -205,12 +205,9 @@ def steps(tuned: Tuned) -> Iterator[Run]:
         "wsd": {"model.schedule.name": "wsd"},
     }
     found = {name: changed(paper, name, settings) for name, settings in steps.items()}
-    for name, step in found.items():
-        yield step
-        if name in REPEATED:
-            for again, control in zip(seeded(step)[1:], seeded(paper)[1:], strict=True):
-                yield again
-                yield control
+    yield from found.values()
+    for seed in range(1, MEMBERS):
+        yield from (replace(run, seed=seed) for run in (paper, *(found[name] for name in REPEATED if name in found)))
     # Documents permuted anew each epoch, which is the default, and inside a megadoc its generations, too.
     yield run
     yield changed(run, "megadoc order drawn", {"data.megadoc_order": "drawn"})

@@ -114,8 +114,10 @@ def step_memory(model: Decoder, step: Step) -> StepMemory:
     elif step.devices > 1:
         communication = total * step.weight_bytes
 
-    # Autocast keeps its copies of all blocks until the step ends.
-    copies = 2 * inner if step.casts else 0
+    # Lightning's autocast casts a weight anew in each use, and the backward pass needs what the forward pass has used:
+    # of all blocks, or of the one that is computed again.
+    copies = 2 * (largest_block if step.checkpointing else inner) if step.casts else 0
+    copies_in_head = 0 if step.checkpointing else copies
     tokens = step.micro_batch * step.context_length
     one_block = tokens * _block_bytes(model, step)
     ends = tokens * shape.hidden_size * (_norm_bytes(step) + step.activation_bytes)  # of the last norm
@@ -126,16 +128,24 @@ def step_memory(model: Decoder, step: Step) -> StepMemory:
 
     lasting = weights + optimizer + communication + batch
     accumulated = gradients if step.passes > 1 else 0
-    in_head = lasting + accumulated + copies + activations + head
+    in_head = lasting + accumulated + copies_in_head + activations + head
     # The last block's backward pass: all activations are there still, and the head's gradient already. The feed-forward
     # layer's gradients come before what they are computed from goes.
     temporary = tokens * 2 * (shape.hidden_size + shape.intermediate_size) * step.activation_bytes
     recomputed = one_block if step.checkpointing else 0
     head_gradient = head_weight * step.weight_bytes // shards if accumulated == 0 else 0
     in_backward = lasting + accumulated + copies + activations + head_left + head_gradient + temporary + recomputed
+    # The first block's backward pass comes last: where it is computed again, beside nearly all gradients.
+    embedding = (outer - head_weight) * step.weight_bytes
+    in_first_block = lasting + gradients - embedding // shards + temporary + recomputed + copies
     in_optimizer = lasting + gradients
     # Summing one more pass' gradient of the embedding needs it twice.
-    at_end = lasting + gradients + copies + (outer * step.weight_bytes if accumulated else 0)
+    at_end = lasting + gradients + (outer * step.weight_bytes if accumulated else 0)
+    if step.sharded and not accumulated:
+        # Embedding and head are summed over devices when no block is gathered any more: their gradients are whole
+        # then, beside what is sent of them in float32.
+        blocks = 2 * largest_block * step.activation_bytes
+        at_end += head_weight * step.activation_bytes + embedding + 4 * outer - blocks
     return StepMemory(
         weights=weights,
         gradients=gradients,
@@ -145,7 +155,7 @@ def step_memory(model: Decoder, step: Step) -> StepMemory:
         activations=activations,
         head=head,
         batch=batch,
-        peak=max(in_head, in_backward, in_optimizer, at_end),
+        peak=max(in_head, in_backward, in_first_block if step.checkpointing else 0, in_optimizer, at_end),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 from data_sets import DataSet
-from forks import ranks
+from forks import finish, ranks
 from running import Run, start
 
 from megalit.evaluation.checkpoints import load_model
@@ -60,10 +60,7 @@ def test_two_ranks_measure_what_one_does(run: Run, small: Path, tmp_path: Path) 
     assert run("fit", "--config", small, "--run", "a", "--seed_everything", 1) == 0
     config = ensembling(small, tmp_path, "a")
     parts = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--run", "two"]
-    processes = [start("fit", "--config", config, *map(str, parts), folder=tmp_path, **rank) for rank in ranks(2)]
-    for process in processes:
-        said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+    finish([start("fit", "--config", config, *map(str, parts), folder=tmp_path, **rank) for rank in ranks(2)])
     assert run("fit", "--config", config, "--run", "one") == 0
     one, two = read_record(Path("one")).ensemble, read_record(Path("two")).ensemble
     assert two["iid"] == pytest.approx(one["iid"], abs=1e-4)

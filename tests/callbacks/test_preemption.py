@@ -10,7 +10,7 @@ import lightning
 import pytest
 import torch
 from data_sets import DataSet
-from forks import fork, ranks
+from forks import finish, fork, ranks
 
 from megalit.callbacks import Preemption
 from megalit.errors import UserError
@@ -35,14 +35,7 @@ def runs(data_set: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases, run by two processes."""
     folder = tmp_path_factory.mktemp("preempted")
     processes = [fork(SCRIPT, data_set.folder, folder, start_new_session=True, **rank) for rank in ranks(2)]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=900)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    finish(processes, timeout=900)
     return folder
 
 

@@ -18,9 +18,9 @@ from megalit.evaluation.checkpoints import load_model, newest_checkpoint
 from megalit.scaling.records import read_record
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def members_are_forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an ensemble in this process trains has its imports behind it; one that is told to stop has its own."""
+    """Where many members are trained; elsewhere they are the interpreters that an ensemble starts."""
 
     def run(command: Sequence[str]) -> int:
         program, *arguments = command[command.index("-m") + 1 :]
@@ -34,6 +34,7 @@ def result(path: Path) -> dict[str, Any]:
     return value
 
 
+@pytest.mark.usefixtures("members_are_forks")
 def test_members_are_trained_once_and_their_averages_measured(
     run: Run, small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

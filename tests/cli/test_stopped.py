@@ -12,7 +12,7 @@ from megalit.callbacks import Checkpoint
 from megalit.scaling.records import read_record
 
 
-def handles(process: "Fork | subprocess.Popen[str]", number: int) -> bool:
+def handles(process: "subprocess.Popen[str]", number: int) -> bool:
     """Whether a process handles a signal by now."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))

@@ -195,16 +195,16 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
     kept._results[two[1].name] = replace(kept[two[1].name], loss=1.0)
     assert not trainer.has(two[1], kept), "these are other weights than the record's"
 
-    for measured in two:
-        measure = experiment.siblings.main
-        measure("runs/translations/data", [str(runs / measured.name)], most=1, output=str(kept.behind_siblings_file))
-    assert set(kept.behind_siblings) == {measured.name for measured in two}
-    own, others = kept.behind_siblings[two[1].name].values()
+    measure = experiment.siblings.main
+    measure("runs/translations/data", [str(runs / one.name) for one in two], most=1, results="results/small")
     run.main(report=True, results="results")
-    assert (
-        f"| {two[1].name} | others | {others[0]:.3f} | {others[1]:.3f} |"
-        in Path("results/small/results.md").read_text()
-    )
+    kept = experiment.results.Results(Path("results/small"), None)
+    own, others = kept.behind_siblings(two[1].name).values()
+    (Path("results/small") / f"{two[1].name}.json").unlink()
+    with pytest.raises(UserError, match="has no record of the weights in"):
+        measure("runs/translations/data", [str(runs / two[1].name)], results="results/small")
+    row = f"| {two[1].name} | others | {others[0]:.3f} | {others[1]:.3f} |"
+    assert row in Path("results/small/results.md").read_text()
     assert own[0] == others[0], "behind nothing is behind nothing"
     assert own[1] != others[1]
     assert all(loss == pytest.approx(own[0], abs=0.5) for loss in (*own, *others))
@@ -257,6 +257,9 @@ def test_the_whole_table_several_runs_at_a_time(
         untried = [near.name for axis in table.GRID for near in table.neighbours(run, axis) if near.name not in known]
         assert set(untried) <= set(trained.failed)
     settled = max(order.index(run.name) for run in table.search(best) if run.name not in trained.failed)
+    for name, group in table.GROUPS.items():
+        named = [run.name for run in group(best)]
+        assert len(named) == len(set(named)), f"{name} lists no run twice"
     others = [run for name, group in table.GROUPS.items() if name != "search" for run in group(best)]
     assert {run.name for run in others} <= set(known), "the whole table, at the best settings"
     assert all(order.index(run.name) > settled for run in others if run not in list(table.search(best)))

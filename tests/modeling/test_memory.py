@@ -35,11 +35,12 @@ def allocated(model: Any, step: Step) -> int:
     size = (step.windows, step.context_length)
     batch = {name: torch.randint(1, vocabulary, size, dtype=torch.int32) for name in ("tokens", "targets")}
 
+    # As Lightning runs a training step.
+    @torch.autocast("cpu", torch.bfloat16, enabled=step.precision == "bf16-mixed", cache_enabled=False)
     def train() -> None:
         for first in range(0, step.windows, step.micro_batch):
             part = {name: value[first : first + step.micro_batch] for name, value in batch.items()}
-            with torch.autocast("cpu", torch.bfloat16, enabled=step.precision == "bf16-mixed"):
-                loss = model.term_sums(part).sum()
+            loss = model.term_sums(part).sum()
             loss.backward()
             del loss
         optimizer.step()
@@ -68,6 +69,7 @@ def allocated(model: Any, step: Step) -> int:
         ("tiny", 1000, replace(STEP, checkpointing=True, context_length=1024), {}),
         (GROUPED, 4096, STEP, {}),
         (GROUPED, 4096, replace(STEP, precision="bf16-mixed", micro_batch=2), {}),
+        (GROUPED, 1000, replace(STEP, precision="bf16-mixed", checkpointing=True, micro_batch=2), {}),
         ("nano", 1000, replace(STEP, context_length=1024), {"regularization": Regularization(dropout=0.1)}),
     ],
 )

@@ -8,7 +8,7 @@ import lightning
 import pytest
 import torch
 from data_sets import DataSet
-from forks import Fork, fork, ranks
+from forks import Fork, finish, fork, ranks
 from sharded_training import STEPS, new_model, train
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint
@@ -24,12 +24,6 @@ SCRIPT = Path(__file__).parent / "sharded_training.py"
 def shard(data_set: DataSet, folder: Path, stop_at: int, *teachers: str, precision: str = "32-true") -> list[Fork]:
     arguments = (data_set.folder, folder, str(stop_at), precision, *teachers)
     return [fork(SCRIPT, *arguments, **rank) for rank in ranks(2)]
-
-
-def finish(processes: list[Fork]) -> None:
-    for process in processes:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,8 +1,6 @@
 """Real runs, one and two processes, killed at random moments and continued."""
 
-import os
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import DataSet
-from forks import Fork, fork, ranks
+from forks import Fork, finish, fork, ranks
 from traced_training import data_module
 
 from megalit.callbacks import Checkpoint
@@ -31,12 +29,6 @@ def start(
     return [fork(*command, start_new_session=True, **variables) for variables in told]
 
 
-def finish(processes: list[Fork]) -> None:
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-
-
 def kill_at(processes: list[Fork], folder: Path, step: int) -> None:
     """SIGKILL to all processes of the run, once it has passed a step."""
     deadline = time.monotonic() + 300
@@ -46,7 +38,7 @@ def kill_at(processes: list[Fork], folder: Path, step: int) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     for process in processes:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill(whole_session=True)
     for process in processes:
         process.wait(60)
 
@@ -90,8 +82,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_killed_and_continued_on_the_same_topology_is_bit_identical(data_set: DataSet, tmp_path: Path) -> None:
     steps = 60
     finish(start(data_set, tmp_path / "whole", steps, devices=2))
-    process = start(data_set, tmp_path / "killed", steps, devices=2)
-    kill_at(process, tmp_path / "killed", random.randint(5, 40))
+    kill_at(start(data_set, tmp_path / "killed", steps, devices=2), tmp_path / "killed", random.randint(5, 40))
     finish(start(data_set, tmp_path / "killed", steps, devices=2))
     check_trace(data_set, tmp_path / "whole", steps)
     check_trace(data_set, tmp_path / "killed", steps)
@@ -113,7 +104,7 @@ def test_fifty_kills(data_set: DataSet, tmp_path: Path) -> None:
     steps, topologies = 900, np.array([(1, 0, 1), (2, 0, 1), (1, 2, 4), (2, 1, 2)])
     for number in range(50):
         devices, workers, micro_batch = topologies[random.randrange(4)].tolist()
-        process = start(data_set, tmp_path / "run", steps, devices, workers, micro_batch)
-        kill_at(process, tmp_path / "run", 16 * number + random.randint(4, 16))
+        processes = start(data_set, tmp_path / "run", steps, devices, workers, micro_batch)
+        kill_at(processes, tmp_path / "run", 16 * number + random.randint(4, 16))
     finish(start(data_set, tmp_path / "run", steps, devices=2))
     check_trace(data_set, tmp_path / "run", steps)
