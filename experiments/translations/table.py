@@ -250,8 +250,7 @@ def members(tuned: Tuned) -> Iterator[Run]:
     """Members for ensembles have twice the epochs and half the weight decay of the best single model (the paper's)."""
     for seed in range(MEMBERS):
         for run in tuned.values():
-            member = replace(run, epochs=2 * run.epochs, weight_decay=run.weight_decay / 2, seed=seed)
-            yield changed(member, "member", {})
+            yield replace(run, epochs=2 * run.epochs, weight_decay=run.weight_decay / 2, seed=seed)
 
 
 def ensembles(tuned: Tuned) -> dict[str, list[Run]]:
