@@ -12,7 +12,7 @@ from table import START, Tuned, grid, seeded
 
 from megalit.errors import UserError
 from megalit.files import fingerprint, read_json, write_json
-from megalit.scaling.records import RunRecord, read_record
+from megalit.scaling.records import FILE, RunRecord, read_record
 
 # Points of a training curve that a record keeps.
 POINTS = 20
@@ -143,15 +143,13 @@ class Results(Mapping[str, Result]):
         own = (record["setup"], record["loss"]) == (self.setup, self.loss(run))
         return dict(record["by_context_length"]) if own and store in (None, record["store"]) else {}
 
-    def check_weights(self, folder: Path) -> None:
-        """See that a run folder holds the weights that the record of that name tells of.
-
-        Raises:
-            UserError: there is no such record, or it is of other weights.
-        """
+    def is_of(self, folder: Path) -> bool:
+        """Whether a run folder holds the weights that the record of that name is about."""
         known = self.get(folder.name)
-        if known is None or known.loss != round(read_record(folder).losses["iid"]["nats_per_token"], 5):
-            raise UserError(f"{self.folder} has no record of the weights in {folder}: name the folder that has")
+        if known is None or not (folder / FILE).exists():
+            return False
+        record = read_record(folder)
+        return record.status == "finished" and round(record.losses["iid"]["nats_per_token"], 5) == known.loss
 
     def add_behind_siblings(self, name: str, losses: dict[str, list[float]]) -> None:
         """Keep a run's losses behind 0, 1, … siblings, and strangers."""

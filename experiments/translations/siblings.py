@@ -91,8 +91,8 @@ def main(data: str, runs: Sequence[str], most: int = 3, results: str | None = No
     """
     kept = Results(Path(results), None) if results is not None else None
     for run in runs:
-        if kept is not None:
-            kept.check_weights(Path(run))
+        if kept is not None and not kept.is_of(Path(run)):
+            raise UserError(f"{results} has no record of the weights in {run}: name the folder that has")
     corpus = Corpus(Path(data) / "corpus")
     tokenizer = Tokenizer(str(Path(data) / "stores" / "tokenizer"))
 

@@ -13,7 +13,6 @@ from spec import HARD_LABELS, RUNS, Run
 
 from megalit.cli.console import console
 from megalit.errors import UserError
-from megalit.scaling.records import FILE, read_record
 from megalit.streams.store import read_manifest
 
 # How often the processes are looked at.
@@ -82,12 +81,7 @@ class Trainer:
 
     def has(self, run: Run, known: Results) -> bool:
         """Whether the weights that the run's record is about are on this machine."""
-        folder = self.runs / run.name
-        loss = known.loss(run)
-        if loss is None or not (folder / FILE).exists():
-            return False
-        record = read_record(folder)
-        return record.status == "finished" and round(record.losses["iid"]["nats_per_token"], 5) == loss
+        return known.of(run) is not None and known.is_of(self.runs / run.name)
 
     @property
     def long_store(self) -> str | None:

@@ -23,10 +23,9 @@ def start(
 ) -> list[Fork]:
     """The processes of a run, each in a session of its own with its loader's workers."""
     folder.mkdir(exist_ok=True)
-    arguments = map(str, [data_set.folder, folder, devices, workers, micro_batch, steps])
+    arguments = [str(argument) for argument in (data_set.folder, folder, devices, workers, micro_batch, steps)]
     told = ranks(devices) if devices > 1 else [{}]
-    command = (SCRIPT, *arguments)
-    return [fork(*command, start_new_session=True, **variables) for variables in told]
+    return [fork(SCRIPT, *arguments, start_new_session=True, **variables) for variables in told]
 
 
 def kill_at(processes: list[Fork], folder: Path, step: int) -> None:
