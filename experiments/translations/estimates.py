@@ -7,10 +7,11 @@ from itertools import pairwise
 from statistics import mean, stdev
 
 import numpy as np
+from grid import GRID, MOST_PASSES, Tuned, neighbours
 from results import Results
 from scipy.stats import t
 from spec import Run, StreamName
-from table import GRID, MOST_PASSES, Tuned, neighbours, subsets
+from table import subsets
 
 STREAMS: tuple[StreamName, ...] = ("real", "simple", "stitched")
 # More than the table asks for.

@@ -6,9 +6,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from estimates import STREAMS, baseline, of_seeds
+from grid import Tuned
 from results import Results
 from spec import StreamName
-from table import GROUPS, Tuned
+from table import GROUPS
 
 # The window of base.yaml.
 WINDOW = 1024

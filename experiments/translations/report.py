@@ -8,10 +8,11 @@ from statistics import mean
 
 from estimates import STREAMS, baseline, edges, efficiency, interval, noise, of_seeds, paired
 from figure import draw
+from grid import Tuned
 from results import TIE, Result, Results, tuned
 from scipy.stats import t
 from spec import Run, StreamName
-from table import GROUPS, Tuned, ensembles, seeded
+from table import GROUPS, ensembles, seeded
 
 from megalit.errors import UserError
 from megalit.files import write_atomic
@@ -72,10 +73,11 @@ def _row(result: Result, difference: float | None) -> str:
 def _reference(results: Results, group: str, run: Run, best: Tuned) -> Run:
     """What a run is compared with, of its own seed where that is known.
 
-    It is the tuned run; in ``steps`` and ``longer`` the run that it differs from in one thing; among seeds the first.
+    It is the tuned run; in ``steps``, ``longer`` and ``wsd`` the run that it differs from in one thing; among seeds the
+    first.
     """
     reference = best["real" if run.stream == "samples" else run.stream]
-    if group == "longer":
+    if group in ("longer", "wsd"):
         reference = replace(reference, epochs=run.epochs)
     paper = next(GROUPS["steps"](best))
     if group == "steps" and (run == reference or run.change.startswith(f"{paper.change}, ")):

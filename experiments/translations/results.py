@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from grid import START, Tuned, settings
 from spec import Run
-from table import START, Tuned, grid, seeded
+from table import seeded
 
 from megalit.errors import UserError
 from megalit.files import fingerprint, read_json, write_json
@@ -196,7 +197,7 @@ def tuned(scale: str, results: Results) -> Tuned:
     """
     best = {}
     for stream, start in START[scale].items():
-        losses = {run: loss for run in grid(start) if (loss := results.loss(run)) is not None}
+        losses = {run: loss for run in settings(start) if (loss := results.loss(run)) is not None}
         if not losses:
             best[stream] = start
             continue

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from grid import START
 from jsonargparse import CLI
 from report import write_report
 from results import Results, setup_fingerprint, tuned
 from spec import Run
-from table import GROUPS, MEMBERS, START, ensembles, seeded
+from table import GROUPS, MEMBERS, ensembles, seeded
 from training import Trainer, first_to_end, stop
 
 from megalit.cli.console import console

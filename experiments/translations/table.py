@@ -6,32 +6,11 @@ neighbours of the best, and when one of them is better, it lists that one's.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import product
 
-from spec import Run, StreamName, changed
-
-# Where the search of each scale begins: near the paper's settings for its smallest model and G = 4.
-START: dict[str, dict[StreamName, Run]] = {
-    "small": {
-        "real": Run("real", 16, 1e-2, 0.4),
-        "simple": Run("simple", 4, 1e-2, 0.4, generations=4),
-        "stitched": Run("stitched", 4, 1e-2, 0.4, generations=4),
-    },
-    "full": {
-        "real": Run("real", 16, 3e-3, 0.8),
-        "simple": Run("simple", 4, 3e-3, 0.8, generations=4),
-        "stitched": Run("stitched", 4, 3e-3, 0.4, generations=4),
-    },
-}
-
-# The steps of each axis of the search; the paper's grids, in the range that small models need.
-GRID: dict[str, tuple[float, ...]] = {
-    "epochs": (1, 2, 4, 8, 16, 32, 64),
-    "learning_rate": (1e-3, 3e-3, 1e-2, 3e-2),
-    "weight_decay": (0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2),
-}
+from grid import GRID, Tuned, neighbours
+from spec import Run, changed
 
 # Single changes that are run with the seeds of an ensemble, too, as is what they are compared with.
 REPEATED = ("muon faster", "wsd")
@@ -40,21 +19,7 @@ REPEATED = ("muon faster", "wsd")
 MEMBERS = 3
 MOST_MEMBERS = 5
 
-# A run of the search trains on at most so many tokens, in sizes of the real data: what a first pass can pay for. The
-# search ends there even where more epochs would be better.
-MOST_PASSES = 32
-
-Tuned = Mapping[StreamName, Run]
 Group = Callable[[Tuned], Iterator[Run]]
-
-
-def grid(start: Run) -> Iterator[Run]:
-    """All settings that the search from there could come to."""
-    for values in product(*GRID.values()):
-        epochs, learning_rate, weight_decay = values
-        run = replace(start, epochs=epochs, learning_rate=learning_rate, weight_decay=weight_decay)
-        if run.passes <= MOST_PASSES:
-            yield run
 
 
 def search(tuned: Tuned) -> Iterator[Run]:
@@ -63,17 +28,6 @@ def search(tuned: Tuned) -> Iterator[Run]:
     for axis in GRID:
         for run in tuned.values():
             yield from neighbours(run, axis)
-
-
-def neighbours(run: Run, axis: str, most_passes: float = MOST_PASSES) -> Iterator[Run]:
-    """One step up and one step down; at the edge of the grid, or of the budget, there is one neighbour only."""
-    steps = GRID[axis]
-    place = steps.index(getattr(run, axis))
-    for near in (place + 1, place - 1):
-        if 0 <= near < len(steps):
-            found = replace(run, **{axis: steps[near]})  # type: ignore[arg-type]  # the axes are numbers
-            if found.passes <= most_passes:
-                yield found
 
 
 def seeds(tuned: Tuned) -> Iterator[Run]:
@@ -129,7 +83,7 @@ def mask(tuned: Tuned) -> Iterator[Run]:
 def muon(tuned: Tuned) -> Iterator[Run]:
     """Are the streams in the same order under another optimizer? At higher learning rates, the next with seeds."""
     for seed in range(MEMBERS):
-        for stream in ("stitched", "simple"):
+        for stream in ("stitched", "simple", "real"):
             faster = _under_muon(tuned[stream])
             yield from (replace(run, seed=seed) for run in (faster if not seed else faster[:1]))
 
@@ -170,6 +124,13 @@ def longer(tuned: Tuned) -> Iterator[Run]:
             yield from neighbours(run, axis, run.passes)
     for run in runs:
         yield changed(run, "masked", {"model.cross_document_attention": "false"})
+
+
+def wsd(tuned: Tuned) -> Iterator[Run]:
+    """Is WSD better than cosine for both streams, and at twice the epochs, too?"""
+    for seed in range(MEMBERS):
+        for run in (tuned["stitched"], tuned["simple"], *_twice_as_long(tuned)):
+            yield replace(changed(run, "wsd", {"model.schedule.name": "wsd"}), seed=seed)
 
 
 def _twice_as_long(tuned: Tuned) -> list[Run]:
@@ -290,6 +251,7 @@ GROUPS: dict[str, Group] = {
         copying,
         epochs,
         longer,
+        wsd,
         students,
         hard_labels,
         larger,

@@ -15,9 +15,10 @@ HERE = Path(__file__).parents[2] / "experiments" / "translations"
 def experiment(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The experiment's modules, which lie in no package."""
     monkeypatch.syspath_prepend(str(HERE))
-    for name in ("run", "spec", "table", "results", "report", "siblings", "estimates", "figure", "training"):
+    for name in ("run", "grid", "spec", "table", "results", "report", "siblings", "estimates", "figure", "training"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import estimates
+    import grid
     import report
     import results
     import run
@@ -25,9 +26,8 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     import table
     import training
 
-    return SimpleNamespace(
-        run=run, table=table, results=results, report=report, siblings=siblings, estimates=estimates, training=training
-    )
+    modules = (estimates, grid, report, results, run, siblings, table, training)
+    return SimpleNamespace(**{module.__name__: module for module in modules})
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ OPTIMA = {"real": (16, 3e-3, 1.6), "simple": (4, 1e-2, 0.0), "stitched": (8, 1e-
 
 def loss(run: Any) -> float:
     """A convex function of the three axes with another optimum for each stream, and what seed and data are worth."""
-    from table import GRID
+    from grid import GRID
 
     values = (run.epochs, run.learning_rate, run.weight_decay)
     far = sum(

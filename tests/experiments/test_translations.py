@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,15 +38,15 @@ def passages(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "passages.jsonl", rows)
 
 
-def all_runs(table: ModuleType, scale: str) -> list[Any]:
-    tuned = table.START[scale]
-    return [run for group in table.GROUPS.values() for run in group(tuned)]
+def all_runs(experiment: SimpleNamespace, scale: str) -> list[Any]:
+    tuned = experiment.grid.START[scale]
+    return [run for group in experiment.table.GROUPS.values() for run in group(tuned)]
 
 
 @pytest.mark.parametrize("scale", ["small", "full"])
 def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
     by_name: dict[str, list[str]] = {}
-    for run in all_runs(experiment.table, scale):
+    for run in all_runs(experiment, scale):
         assert by_name.setdefault(run.name, run.arguments()) == run.arguments()
         assert not set(run.name) & set("/ ,:"), "the name is a file's"
     assert len(by_name) == len({tuple(arguments) for arguments in by_name.values()})
@@ -54,11 +54,11 @@ def test_names_tell_runs_apart(experiment: SimpleNamespace, scale: str) -> None:
 
 @pytest.mark.parametrize("scale", ["small", "full"])
 def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale: str) -> None:
-    table = experiment.table
-    tuned_runs = table.START[scale] | {"samples": table.START[scale]["simple"]}
+    start = experiment.grid.START[scale]
+    tuned_runs = start | {"samples": start["simple"]}
     groups = ("generations", "order", "batch", "mask", "window", "muon", "copying", "seeds", "mixes", "steps")
     for name in (*groups, "hard_labels"):
-        for run in table.GROUPS[name](table.START[scale]):
+        for run in experiment.table.GROUPS[name](start):
             tuned = tuned_runs[run.stream]
             assert run.passes == pytest.approx(tuned.passes), run.name
 
@@ -70,7 +70,7 @@ def test_each_setting_is_one_that_fit_knows(
 
     parsed = []
     monkeypatch.setattr(TrainingCLI, "fit", lambda self, **_: parsed.append(self.plain_config))
-    distinct = {(run.stream, str(run.settings), bool(run.teachers)): run for run in all_runs(experiment.table, "small")}
+    distinct = {(run.stream, str(run.settings), bool(run.teachers)): run for run in all_runs(experiment, "small")}
     for run in distinct.values():
         configs = [str(HERE / name) for name in ("base.yaml", "small.yaml")]
         cli_fit(["--config", configs[0], "--config", configs[1], f"--run={tmp_path}", *run.arguments()])
@@ -147,14 +147,12 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, table = experiment.run, experiment.table
+    run, start = experiment.run, experiment.grid.START["small"]
     two = [
-        replace(table.START["small"]["real"], epochs=1),
-        replace(
-            table.START["small"]["stitched"], epochs=1, change="real first", settings={"data.real_document": "first"}
-        ),
+        replace(start["real"], epochs=1),
+        replace(start["stitched"], epochs=1, change="real first", settings={"data.real_document": "first"}),
     ]
-    monkeypatch.setitem(table.GROUPS, "two", lambda tuned: iter(two))
+    monkeypatch.setitem(experiment.table.GROUPS, "two", lambda tuned: iter(two))
 
     started.statuses = {2: KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
@@ -224,7 +222,7 @@ def test_a_run_that_fails_keeps_no_other_back(
         experiment.run.train_table(experiment.run.Agenda(["search", "seeds"], "small"), known, trainer, 2, float("inf"))
     assert all(process.stopped for process in started.processes[3:])
 
-    known.add(experiment.table.START["small"]["real"], Path())
+    known.add(experiment.grid.START["small"]["real"], Path())
     failed = experiment.run.train_table(experiment.run.Agenda(["seeds"], "small"), known, trainer, 2, float("inf"))
     assert len(failed) == 6
 
@@ -243,27 +241,28 @@ def test_single_runs_are_chosen_by_name(experiment: SimpleNamespace, known: Any)
 def test_the_whole_table_several_runs_at_a_time(
     experiment: SimpleNamespace, known: Any, trained: SimpleNamespace
 ) -> None:
-    table = experiment.table
+    table, grid = experiment.table, experiment.grid
     order = [run.name for run in trained.order]
     assert len(order) == len(set(order)), "no run twice"
     assert set(trained.failed) == {run.name for run in trained.order if run.stream == "real" and "lr0.03" in run.name}
     best = experiment.results.tuned("small", known)
-    longest, longer = list(table.epochs(best)), [*table.longer(best), *table.members(best)]
+    longest = list(table.epochs(best))
+    longer = [*table.longer(best), *table.wsd(best), *table.members(best)]
     for run in trained.order:
         times = 4 if run in longest else 2 if run in longer else 1
-        assert run.passes <= 1.001 * table.MOST_PASSES * times
+        assert run.passes <= 1.001 * grid.MOST_PASSES * times
     for stream, run in best.items():
         assert (run.epochs, run.learning_rate, run.weight_decay) == known.optima[stream]
-        untried = [near.name for axis in table.GRID for near in table.neighbours(run, axis) if near.name not in known]
+        untried = [near.name for axis in grid.GRID for near in grid.neighbours(run, axis) if near.name not in known]
         assert set(untried) <= set(trained.failed)
     settled = max(order.index(run.name) for run in table.search(best) if run.name not in trained.failed)
     for name, group in table.GROUPS.items():
         named = [run.name for run in group(best)]
         assert len(named) == len(set(named)), f"{name} lists no run twice"
     others = [run for name, group in table.GROUPS.items() if name != "search" for run in group(best)]
-    assert {run.name for run in others} <= set(known), "the whole table, at the best settings"
+    assert {run.name for run in others} <= set(known) | set(trained.failed), "the whole table, at the best settings"
     # What the search may meet on its way has its place there.
-    met = {run.name for start in table.START["small"].values() for run in table.grid(start)}
+    met = {run.name for start in grid.START["small"].values() for run in grid.settings(start)}
     assert all(order.index(run.name) > settled for run in others if run.name not in met)
     assert {name for name, _ in known.measured} >= set(table.ensembles(best))
     of_students = table.ensembles(best)[f"{best['simple'].name}_one-teacher"]
@@ -280,10 +279,9 @@ def test_a_student_reads_what_its_teacher_said(
     arguments: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    table = experiment.table
-    teacher = replace(table.START["small"]["real"], epochs=1)
+    teacher = replace(experiment.grid.START["small"]["real"], epochs=1)
     student = replace(teacher, stream="samples", generations=2, seed=1, teachers=(teacher,), change="hard labels")
-    monkeypatch.setitem(table.GROUPS, "two", lambda tuned: iter([teacher, student]))
+    monkeypatch.setitem(experiment.table.GROUPS, "two", lambda tuned: iter([teacher, student]))
     monkeypatch.setattr(experiment.training, "SAMPLE_TOKENS", 60)
     experiment.run.main(**arguments)
 
@@ -308,5 +306,5 @@ def test_students_wait_for_their_teachers(
     agenda = experiment.run.Agenda(["students"], "small", "^real")
     assert experiment.run.train_table(agenda, known, trainer, 1, float("inf")) == []
     assert not started.names
-    teacher = experiment.table.START["small"]["real"].name
+    teacher = experiment.grid.START["small"]["real"].name
     assert f"needs {teacher}, which is not trained" in capsys.readouterr().err

@@ -63,10 +63,10 @@ def test_report_of_made_up_losses(
 
 
 def test_search_says_where_it_ended(experiment: SimpleNamespace, known: Any) -> None:
-    table, edges = experiment.table, experiment.estimates.edges
-    run = replace(table.START["small"]["simple"], epochs=8)
-    for axis in table.GRID:
-        for near in table.neighbours(run, axis):
+    grid, edges = experiment.grid, experiment.estimates.edges
+    run = replace(grid.START["small"]["simple"], epochs=8)
+    for axis in grid.GRID:
+        for near in grid.neighbours(run, axis):
             known.add(near, Path())
     assert edges(known, run) == ["epochs: at the budget of 32 passes, more was not tried"]
     assert "weight_decay: at the edge of the grid" in edges(known, replace(run, weight_decay=0.0))
@@ -74,7 +74,7 @@ def test_search_says_where_it_ended(experiment: SimpleNamespace, known: Any) -> 
 
 
 def test_a_record_of_another_meaning_is_not_taken(experiment: SimpleNamespace, known: Any) -> None:
-    run = replace(experiment.table.START["small"]["real"], change="muon", settings={"model.optimizer.name": "muon"})
+    run = replace(experiment.grid.START["small"]["real"], change="muon", settings={"model.optimizer.name": "muon"})
     known.add(run, Path())
     assert known.of(run) is not None
     assert known.of(replace(run, settings={"model.optimizer.momentum": "0.9"})) is None
@@ -113,7 +113,7 @@ def test_copying_gets_right_what_follows_most_often(experiment: SimpleNamespace)
 def test_a_setting_of_several_seeds_stands_against_a_chance_better_one(
     experiment: SimpleNamespace, known: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results, start = experiment.results, experiment.table.START["small"]["simple"]
+    results, start = experiment.results, experiment.grid.START["small"]["simple"]
     losses = {start: 4.0, replace(start, weight_decay=0.2): 4.0 - 0.5 * results.TIE}
     monkeypatch.setattr(known, "loss", losses.get)
     monkeypatch.setattr(known, "of", losses.get)
