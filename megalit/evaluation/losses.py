@@ -16,6 +16,7 @@ from megalit.errors import UserError
 from megalit.modeling.decoder import Decoder
 from megalit.modeling.distillation import Average as Average
 from megalit.modeling.head import CHUNK_LOGITS, IGNORED
+from megalit.modeling.out_of_memory import told_out_of_memory
 
 Losses = npt.NDArray[np.float32]
 
@@ -103,11 +104,9 @@ def batch_losses(model: Decoder, batch: Mapping[str, Tensor]) -> Tensor:
     Raises:
         UserError: the batch does not fit into memory.
     """
-    try:
+    with told_out_of_memory(lambda: out_of_memory(batch["tokens"])):
         hidden, rows = model.hidden_and_rows(dict(batch))
         losses: Tensor = model.lm_head(hidden, rows)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(batch["tokens"]) from error
     return losses.view_as(batch["targets"])
 
 
@@ -122,7 +121,7 @@ def member_logits(models: Sequence[Decoder], batch: Mapping[str, Tensor]) -> Ite
     """
     check_vocabularies(models)
     device = batch["tokens"].device
-    try:
+    with told_out_of_memory(lambda: out_of_memory(batch["tokens"])):
         where = (batch["targets"] != IGNORED).flatten()
         targets = batch["targets"].flatten()[where].long()
         hidden = [model.hidden_and_rows(dict(batch))[0][where] for model in models]
@@ -132,8 +131,6 @@ def member_logits(models: Sequence[Decoder], batch: Mapping[str, Tensor]) -> Ite
             part = slice(start, start + positions)
             logits = [model.lm_head(own[part]).float() for model, own in zip(models, hidden, strict=True)]
             yield torch.stack(logits), targets[part]
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(batch["tokens"]) from error
 
 
 def averaged(logits_MNV: Tensor, average: Average, weights_M: Tensor | None = None) -> Tensor:

@@ -28,6 +28,10 @@ Backend = Literal["auto", "sdpa", "flash2", "flash3", "flash4", "flex"]
 # torch 2.11 takes grouped heads without being told.
 _TELLS_GROUPED = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
+# Where kernels come from that are not torch's own. Later versions of FlashAttention 4 return more than torch 2.13
+# takes.
+_PACKAGES: dict[str, str] = {"flash2": "flash-attn", "flash3": "flash-attn-3", "flash4": "flash-attn-4==4.0.0b18"}
+
 # Cumulative document lengths are padded to a multiple of this, so that their number seldom changes a shape.
 _LENGTHS = 64
 
@@ -65,11 +69,56 @@ def resolve(backend: Backend, device: torch.device, masked: bool) -> Backend:
         )
     if backend == "flash3" and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] != 9:
         raise UserError("model.attention is flash3 and the GPU is no Hopper (H100, H200): choose auto")
-    if backend == "flash2" and importlib.util.find_spec("flash_attn") is None:
+    if backend == "flash2" and not _has_flash2():
         raise missing_extra("flash-attn", "flash-attn", "model.attention flash2")
     if backend in ("flash3", "flash4"):
         _activate(backend)
     return backend
+
+
+def _has_flash2() -> bool:
+    # FlashAttention 4 lies in a package of the same name.
+    found = importlib.util.find_spec
+    return found("flash_attn") is not None and found("flash_attn.flash_attn_interface") is not None
+
+
+def try_kernel(backend: Backend, device: torch.device, masked: bool, heads: tuple[int, int, int]) -> None:
+    """Run a kernel of another package than torch once, forward and backward, on a short window.
+
+    That a package is there does not say that it runs with this torch, on this GPU, with these heads.
+
+    Args:
+        backend: a resolved one.
+        device: where it is to run.
+        masked: whether attention stays inside documents.
+        heads: numbers of heads and of key/value heads, and their size.
+
+    Raises:
+        UserError: it does not run.
+    """
+    if backend not in _PACKAGES:
+        return
+    number, kv_number, size = heads
+    length = 128
+    tokens_BT = torch.arange(length, dtype=torch.int32, device=device)[None] % 48
+    try:
+        # A validation runs in inference mode.
+        with torch.inference_mode(False), torch.enable_grad():
+            q_BHTE, k_BKTE, v_BKTE = (
+                torch.ones(1, n, length, size, dtype=torch.bfloat16, device=device, requires_grad=True)
+                for n in (number, kv_number, kv_number)
+            )
+            documents = split_documents(tokens_BT, 0, backend) if masked else None
+            attend(q_BHTE, k_BKTE, v_BKTE, backend, documents).sum().backward()
+    except Exception as error:
+        raise UserError(
+            f"model.attention is {backend} and its kernel does not run here ({_reason(error)}): "
+            f"pip install '{_PACKAGES[backend]}', or choose auto"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _activate(backend: str) -> None:
@@ -82,11 +131,9 @@ def _activate(backend: str) -> None:
     try:
         activate_flash_attention_impl(implementation)
     except Exception as error:
-        package = "flash-attn-3" if backend == "flash3" else "flash-attn-4"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"model.attention is {backend} and torch cannot activate it ({reason}): pip install {package}, "
-            "or choose auto"
+            f"model.attention is {backend} and torch cannot activate it ({_reason(error)}): "
+            f"pip install '{_PACKAGES[backend]}', or choose auto"
         ) from error
 
 
@@ -177,7 +224,9 @@ def _flex_attention(device: str) -> Callable[..., Any]:
 
 @cache
 def _causal_block_mask(length: int, device: torch.device) -> Any:
-    return _create_block_mask(device.type)(lambda b, h, q, k: q >= k, None, None, length, length, device=device)
+    # Kept for training too, where it is first made in a validation.
+    with torch.inference_mode(False):
+        return _create_block_mask(device.type)(lambda b, h, q, k: q >= k, None, None, length, length, device=device)
 
 
 @cache

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from megalit.errors import UserError
-from megalit.modeling.attention import Backend, Documents, resolve, split_documents, whole_window
+from megalit.modeling.attention import Backend, Documents, resolve, split_documents, try_kernel, whole_window
 from megalit.modeling.head import IGNORED, Head
+from megalit.modeling.out_of_memory import told_out_of_memory
 from megalit.modeling.shapes import Shape, shape_of
 from megalit.modeling.transformer import Regularization, Transformer
 
@@ -120,14 +121,16 @@ class Decoder(lightning.LightningModule):
         """Refuse a device or precision that the attention's kernel does not run on.
 
         Raises:
-            UserError: see :func:`megalit.modeling.attention.resolve`.
+            UserError: see :func:`megalit.modeling.attention.resolve` and ``try_kernel`` there.
         """
-        resolve(self.attention, device, masked=not self.cross_document_attention)
+        masked = not self.cross_document_attention
+        backend = resolve(self.attention, device, masked)
         if self.attention.startswith("flash") and not precision.startswith(("bf16", "16")):
             raise UserError(
                 f"model.attention is {self.attention} and trainer.precision {precision}: "
                 "it needs bf16-mixed or bf16-true"
             )
+        try_kernel(backend, device, masked, (self.shape.heads, self.shape.kv_heads, self.shape.head_size))
 
     @property
     def _data_plan(self) -> TrainingPlan | None:
@@ -212,13 +215,11 @@ class Decoder(lightning.LightningModule):
         """
         metric = self._validation[dataloader_idx]
         losses = []
-        try:
+        with told_out_of_memory(lambda: self.out_of_memory(batch)):
             for micro_batch, _ in self.micro_batches(batch):
                 hidden, rows = self.hidden_and_rows(micro_batch)
                 losses.append(self.lm_head(hidden, rows))
                 metric.update(losses[-1], (rows["targets"] != IGNORED).float())
-        except torch.OutOfMemoryError as error:
-            raise self.out_of_memory(batch) from error
         return torch.cat(losses).view_as(batch["targets"])
 
     def on_validation_epoch_end(self) -> None:

@@ -23,6 +23,7 @@ from megalit.modeling.head import IGNORED, CrossEntropy, LossTerm, Weighted, ZLo
 from megalit.modeling.micro_batch import find_micro_batch
 from megalit.modeling.nonfinite import culprits
 from megalit.modeling.optimizers import OptimizerSettings, Schedule, make_optimizer
+from megalit.modeling.out_of_memory import told_out_of_memory
 from megalit.modeling.shapes import Shape
 from megalit.modeling.transformer import Regularization
 
@@ -161,6 +162,9 @@ class LanguageModel(Decoder):
             hugging_face.load_weights(self, Path(self.weights))
         self.transformer.gradient_checkpointing = self.gradient_checkpointing
         if self.compile_blocks:
+            # Under DDP, torch would cut each block where a bucket of gradients may end. The blocks are compiled apart,
+            # which is cut enough for gradients to travel while others are computed.
+            torch._dynamo.config.optimize_ddp = False
             for layer in self.transformer.layers:
                 layer.compile()
             self.lm_head.evaluate = torch.compile(self.lm_head.evaluate)
@@ -237,15 +241,13 @@ class LanguageModel(Decoder):
         optimizer: Any = self.optimizers()
         valid = self._over_ranks((batch["targets"] != IGNORED).sum().float())
         sums = torch.zeros(len(self.terms), dtype=torch.float32, device=self.device)
-        try:
+        with told_out_of_memory(lambda: self.out_of_memory(batch)):
             for micro_batch, is_last in self.micro_batches(batch):
                 with nullcontext() if is_last else self._without_gradient_sync():
                     of_terms = self.term_sums(micro_batch) / valid
                     # Strategies average gradients over ranks; the loss is a sum over them.
                     self.manual_backward(of_terms.sum() * self.trainer.world_size)
                 sums += of_terms.detach()
-        except torch.OutOfMemoryError as error:
-            raise self.out_of_memory(batch) from error
         sums = self._over_ranks(sums)
         norm = sharding.clip_gradients(self, self.gradient_clip)
         if not torch.isfinite(sums.sum() + norm):

@@ -1,18 +1,23 @@
 """The largest micro-batch that fits on a GPU."""
 
+import gc
 from typing import Any
 
 import torch
 
 from megalit.errors import UserError
 from megalit.modeling.decoder import TrainingPlan
+from megalit.modeling.out_of_memory import is_out_of_memory
 
 # Share of the GPU's memory that stays free: fragmentation, communication, validation.
 RESERVE = 0.05
 
 
 def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
-    """Halve a rank's share of the batch until a forward and backward pass fits, optimizer state included.
+    """Divide a rank's share of the batch until a forward and backward pass fits, optimizer state included.
+
+    All passes of a step have the same size then: for another one at the end, the blocks would be compiled anew for any
+    size, which takes more memory.
 
     Returns:
         Windows in a pass, the same on every rank; None (all of the share) without a GPU.
@@ -27,15 +32,15 @@ def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
     share: int = model.trainer.datamodule.global_batch // model.trainer.world_size
     size = share
     while size > 1 and not _fits(model, plan, size, passes=1 if size == share else 2):
-        size = -(-size // 2)
-    if size < share and model.compile_blocks:
-        # Or compiled code would take the number of windows for one that varies.
-        torch._dynamo.reset()
+        size = max(part for part in range(1, size // 2 + 1) if share % part == 0)
     torch.cuda.reset_peak_memory_stats(model.device)
     if model.trainer.world_size > 1:
         smallest = torch.tensor(size, device=model.device)
         torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
         size = int(smallest)
+    if size < share:
+        # Or compiled code would take the number of windows for one that varies.
+        torch._dynamo.reset()
     model.print(f"micro-batch: {size} of {share} windows in a pass")
     return size
 
@@ -51,17 +56,21 @@ def _fits(model: Any, plan: TrainingPlan, windows: int, passes: int) -> bool:
         for _ in range(passes):
             _pass(model, windows, plan.context_length)
         return True
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     finally:
         reserved.clear()
         model.zero_grad(set_to_none=True)
+        gc.collect()
         torch.cuda.empty_cache()
 
 
 def _pass(model: Any, windows: int, length: int) -> None:
     """Forward and backward; a function of its own, so that nothing of it is left when memory is given back."""
-    tokens = torch.zeros(windows, length, dtype=torch.int32, device=model.device)
+    # Any token but BOS: a window of these would be as many documents, which kernels for documents keep rows for.
+    tokens = torch.full((windows, length), int(model.bos == 0), dtype=torch.int32, device=model.device)
     with model.trainer.precision_plugin.train_step_context():
         loss = model.term_sums({"tokens": tokens, "targets": tokens}).sum()
     loss.backward()

@@ -2,12 +2,14 @@
 
 import math
 import sys
+from typing import Any
 
 import pytest
 import torch
 
 from megalit.errors import UserError
-from megalit.modeling.attention import Backend, attend, resolve, split_documents
+from megalit.modeling import attention
+from megalit.modeling.attention import Backend, attend, resolve, split_documents, try_kernel
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.shapes import Shape
 
@@ -50,10 +52,12 @@ def test_backends_equal_a_dense_mask(backend: Backend, masked: bool) -> None:
     on_gpu = device.type == "cuda"
     try:
         resolved = resolve(backend, device, masked) if on_gpu else backend
+        if on_gpu:
+            try_kernel(resolved, device, masked, (heads, kv_heads, size))
     except UserError as error:
         if not backend.startswith("flash"):
             raise
-        pytest.skip(str(error))  # its package is not there, or not for this GPU
+        pytest.skip(str(error))  # its package is not there, or does not run on this GPU with this torch
     out = attend(q, k, v, resolved, split_documents(tokens, BOS, resolved) if masked else None)
     expected = dense(q.float(), k.float(), v.float(), allowed)
     loose = {"atol": 2e-2, "rtol": 2e-2} if dtype == torch.bfloat16 else {"atol": 1e-5, "rtol": 1e-4}
@@ -103,8 +107,44 @@ def test_kernels_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=r"flash-attn.*megalit\[flash-attn\]"):
         resolve("flash2", torch.device("cuda"), False)
     for backend in ("flash3", "flash4"):
-        with pytest.raises(UserError, match="torch cannot activate it .*: pip install flash-attn-"):
+        with pytest.raises(UserError, match="torch cannot activate it .*: pip install 'flash-attn-"):
             resolve(backend, torch.device("cuda"), False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_kernel_that_does_not_run_is_told_before_training(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package may be there and be too new, or refuse this GPU, these heads, or documents, or a backward pass."""
+    device, heads = torch.device("cpu"), (4, 2, 16)
+    monkeypatch.setitem(attention._BACKENDS, "flash4", attention._sdpa)
+    whole, parts = attention.split_documents, []
+
+    def split(tokens: torch.Tensor, bos: int, backend: Backend) -> Any:
+        parts.append(int(whole(tokens, bos, backend).number[:, -1]))  # type: ignore[index]
+        return whole(tokens, bos, "sdpa")
+
+    monkeypatch.setattr(attention, "split_documents", split)
+    with torch.inference_mode():
+        try_kernel("flash4", device, masked, heads)
+    assert parts == ([3] if masked else [])
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, q: torch.Tensor) -> torch.Tensor:
+            return q.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *_: Any) -> Any:
+            raise NotImplementedError("windowed attention not supported\nmore of it")
+
+    monkeypatch.setitem(attention._BACKENDS, "flash4", lambda q, k, v, documents: Backward.apply(q))
+    with pytest.raises(UserError, match=r"run here \(windowed attention not supported\): pip install 'flash-attn-4"):
+        try_kernel("flash4", device, masked, heads)
+
+
+def test_flash_attention_4_is_not_taken_for_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.endswith("_interface") else name)
+    with pytest.raises(UserError, match=r"megalit\[flash-attn\]"):
+        resolve("flash2", torch.device("cuda"), False)
 
 
 def test_without_bos_documents_cannot_be_told_apart() -> None:

@@ -16,6 +16,7 @@ from megalit.errors import UserError
 from megalit.modeling import micro_batch
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.optimizers import OptimizerSettings, Schedule
+from megalit.modeling.shapes import Shape
 from megalit.modeling.transformer import Regularization
 from megalit.streams import StitchedStream
 
@@ -195,11 +196,20 @@ def test_a_loss_that_is_not_finite_skips_the_step_where_that_is_asked_for(
 def test_running_out_of_memory_says_what_to_lower(
     data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    error: Exception = torch.OutOfMemoryError("no room")
+
     def exhausted(*_: object) -> None:
-        raise torch.OutOfMemoryError("out of memory")
+        raise error
 
     monkeypatch.setattr(LanguageModel, "term_sums", exhausted)
     with pytest.raises(UserError, match=r"with 4 windows of 32 tokens in a pass: lower model.micro_batch"):
+        train(data_set, tmp_path)
+    # Triton's, as it loads a kernel.
+    error = RuntimeError("Triton Error [CUDA]: out of memory")
+    with pytest.raises(UserError, match=r"with 4 windows of 32 tokens in a pass: lower model.micro_batch"):
+        train(data_set, tmp_path)
+    error = RuntimeError("something else")
+    with pytest.raises(RuntimeError, match="something else"):
         train(data_set, tmp_path)
 
 
@@ -218,22 +228,27 @@ def test_half_precision_trains_and_keeps_float32_weights(data_set: DataSet, tmp_
     assert any(not torch.equal(value, whole.state_dict()[name]) for name, value in half.state_dict().items())
 
 
-@pytest.mark.parametrize(("room", "found"), [(100, 16), (9, 8), (5, 4), (1, 1), (0, 1)])
-def test_the_largest_micro_batch_that_fits_is_found(room: int, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("share", "room", "found"),
+    [(16, 100, 16), (16, 9, 8), (16, 5, 4), (16, 1, 1), (16, 0, 1), (20, 6, 5), (20, 4, 2), (7, 6, 1)],
+)
+def test_a_micro_batch_that_fits_is_found(share: int, room: int, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It divides a rank's share: a pass of another size would be compiled anew, for any size."""
+
     class Stub:
         device = torch.device("cuda")
         compile_blocks = False
-        trainer = SimpleNamespace(world_size=2, datamodule=SimpleNamespace(global_batch=32))
+        trainer = SimpleNamespace(world_size=2, datamodule=SimpleNamespace(global_batch=2 * share))
 
         def print(self, message: str) -> None:
-            assert f"{found} of 16 windows" in message
+            assert f"{found} of {share} windows" in message
 
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: None)
     monkeypatch.setattr(torch, "tensor", lambda value, device: value)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
 
     def fits(model: Any, plan: Any, windows: int, passes: int) -> bool:
-        assert passes == (1 if windows == 16 else 2), "several passes find the gradients of the first"
+        assert passes == (1 if windows == share else 2), "several passes find the gradients of the first"
         return windows <= room
 
     monkeypatch.setattr(micro_batch, "_fits", fits)
@@ -281,3 +296,25 @@ def test_a_validation_is_the_same_in_any_micro_batch(data_set: DataSet, tmp_path
         model = LanguageModel("nano", seed=1, micro_batch=size)
         losses.append(trainer.validate(model, data, verbose=False)[0]["validation/iid"])
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)
+
+
+def test_blocks_are_compiled_whole_under_ddp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Torch would cut them where a bucket of gradients may end, the first after 1 MiB."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=backend))
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    model = LanguageModel(Shape(256, 512, 2, 4, 4), vocabulary_size=64, compile=True)
+    model.configure_model()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        replica = torch.nn.parallel.DistributedDataParallel(model.transformer)
+        replica(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(graphs) == 1, "one for all layers"
