@@ -78,6 +78,7 @@ async def direct(folder: Path) -> dict[str, float]:
     from vllm import AsyncEngineArgs, SamplingParams
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from megalit.corpus.tables import Corpus
@@ -105,7 +106,7 @@ async def direct(folder: Path) -> dict[str, float]:
     }
     if current_platform.is_cpu():
         settings["enable_chunked_prefill"] = False
-    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))
+    llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings), usage_context=UsageContext.LLM_CLASS)
     slots = asyncio.Semaphore(IN_FLIGHT)
 
     async def complete(number: int, tokens: list[int], seed: int) -> int:

@@ -72,8 +72,9 @@ class RunFolder:
             # Under SLURM, Lightning would load it unasked.
             raise UserError(f"{stranger} was saved by Lightning and is no checkpoint of megalit: move it away")
         saved = self.path / CONFIG
+        # In this order: another rank may be writing the configuration, and what follows it.
+        strangers = visible(self.path)
         if not saved.exists():
-            strangers = visible(self.path)
             if strangers:
                 raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
         else:

@@ -88,8 +88,10 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     command = parse(verb, SlurmCommand, own, HELP)
     settings = SlurmSettings(**{part.name: getattr(command, part.name) for part in fields(SlurmSettings)})
     if launched == "fit" and settings.tasks_per_node is None:
-        settings = replace(settings, tasks_per_node=settings.gpus_per_node or 1)
+        settings = replace(settings, tasks_per_node=settings.gpus or 1)
     settings.check()
+    if launched == "generate" and (settings.nodes > 1 or (settings.tasks_per_node or 1) > 1):
+        raise UserError("all tasks of one job would make the same generations: give --array, whose tasks divide them")
     traits = TRAITS.get(launched, Traits())
     array = _array(command, launched, traits)
     for_preparation = _for_preparation(settings, command.preparation)

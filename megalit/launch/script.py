@@ -23,9 +23,9 @@ class SlurmSettings:
     Attributes:
         name: of the job.
         nodes: how many.
-        tasks_per_node: processes on each node (default: for `fit` one for each of `gpus_per_node`, else 1).
+        tasks_per_node: processes on each node (default: for `fit` one for each GPU, else 1).
         cpus_per_task: CPU cores of each process.
-        gpus_per_node: GPUs of each node.
+        gpus_per_node: GPUs of each node, such as 4 or h100:4.
         memory: of each node, such as 64G.
         time: limit, such as "24:00:00" (in quotes).
         partition: where the job runs.
@@ -49,7 +49,7 @@ class SlurmSettings:
     nodes: int = 1
     tasks_per_node: int | None = None
     cpus_per_task: int | None = None
-    gpus_per_node: int | None = None
+    gpus_per_node: int | str | None = None
     memory: str | None = None
     time: str | None = None
     partition: str | None = None
@@ -81,6 +81,24 @@ class SlurmSettings:
         if self.name in ("bash", "interactive"):
             raise UserError(f"a job named {self.name} counts as interactive, and its nodes would not work together: "
                             "choose another name")  # fmt: skip
+
+    @property
+    def gpus(self) -> int | None:
+        """GPUs of each node, wherever they are asked for; None where they are not.
+
+        Raises:
+            UserError: their number cannot be read.
+        """
+        asked = self.gpus_per_node or self.options.get("gpus-per-node")
+        resources = str(self.gres or self.options.get("gres") or "").split(",")
+        asked = asked or next((part for part in resources if re.match(r"(gres[:/])?gpu\b", part)), None)
+        if asked is None:
+            return None
+        # "gpu" alone is one; what stands in brackets is where they are.
+        count = re.sub(r"\(.*\)", "", str(asked)).split(":")[-1]
+        if count.isdecimal() or count == "gpu":
+            return int(count) if count.isdecimal() else 1
+        raise UserError(f"how many GPUs '{asked}' are cannot be read: write their number behind it, as in h100:4")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,19 @@ from megalit.files import JOBS, new_folder, write_atomic
 from megalit.launch.script import Array, Script, SlurmSettings
 from megalit.scaling.records import COMMIT, git_commit
 
+# What users set for sbatch in their shell's profile, and the option that each stands for.
+_DEFAULTS = {
+    "SLURM_CONF": "conf",
+    "SLURM_CLUSTERS": "clusters",
+    "SBATCH_CLUSTERS": "clusters",
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_CONSTRAINT": "constraint",
+    "SBATCH_RESERVATION": "reservation",
+    "SBATCH_TIMELIMIT": "time",
+}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -99,9 +112,12 @@ class Submission:
             write_atomic(self.configuration(name), lambda file: file.write(dumped.encode()))
         path = self.folder / f"{name}.sh"
         write_atomic(path, lambda file: file.write(text.encode()))
-        # A job that submits another one does not hand down what SLURM told it about itself.
+        # A job that submits another one does not hand down what SLURM told it about itself. What a user has set for all
+        # of sbatch would go before the script's own options, so it is kept for those that the script leaves open.
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
-        environment |= {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
+        said = {option.split("=")[0].removeprefix("--") for option in script.options}
+        kept = [variable for variable, option in _DEFAULTS.items() if option not in said]
+        environment |= {key: os.environ[key] for key in kept if key in os.environ}
         answer = subprocess.run(
             ["sbatch", "--parsable", str(path)], capture_output=True, text=True, env=environment, check=False
         )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from megalit.synthesis.cleaning import answer
 from megalit.synthesis.engines import TooLongError
 from megalit.synthesis.items import Generated, Item, Outcome, Rejected
 from megalit.synthesis.journal import Accepted, Completed, Declined, Journal, Record
@@ -63,7 +64,9 @@ class Attempt:
             return Rejected("too long for the model", final=True)
         completions = []
         for request, task in zip(requests, tasks, strict=True):
-            completion = task.result()
+            completion = answer(task.result())
+            if isinstance(completion, Rejected):
+                return completion
             text = self._work.cleaning.clean(completion) if request.is_text else completion.text
             if isinstance(text, Rejected):
                 return text

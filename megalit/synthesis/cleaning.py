@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -34,6 +34,8 @@ _REFUSAL = re.compile(
     r"|as an? (?:ai |large )?(?:language model|assistant)\b)",
     re.IGNORECASE,
 )
+# What a reasoning model says to itself before it answers stands between these.
+THINKING, ANSWERING = "<think>", "</think>"
 _RUN = 8  # words
 # A text of fewer words says little about itself.
 _LOOP_FROM = 50
@@ -119,6 +121,18 @@ class Cleaning:
         if self.language is not None and _identifier().classify(text)[0] != self.language:
             return "other language"
         return None
+
+
+def answer(completion: Completion) -> Completion | Rejected:
+    """A completion without what a reasoning model thinks before it; a thought that does not end is no answer.
+
+    Where a template opens the thought, a server's completion has its end only.
+    """
+    thought, mark, rest = completion.text.partition(ANSWERING)
+    begins = thought.lstrip().startswith(THINKING)
+    if mark and (begins or THINKING not in thought):
+        return replace(completion, text=rest.lstrip())
+    return Rejected("ends within the model's thoughts") if begins else completion
 
 
 def rouge_l(one: str, other: str) -> float:

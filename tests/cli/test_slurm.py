@@ -33,6 +33,27 @@ def options(script: Path) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
 
 
+def test_a_process_is_started_on_each_gpu_wherever_they_are_asked_for(
+    run: Run, from_files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--gres", "gpu:h100:4", "--prepare", "false", "--dry_run", "--", "fit", "--config", from_files)
+    assert run("slurm", *given) == 0
+    assert "#SBATCH --ntasks-per-node=4\n" in capsys.readouterr().out
+
+
+def test_what_users_set_for_all_of_sbatch_fills_in_what_is_left_open(
+    run: Run, from_files: Path, queue: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbatch = queue / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace("#!/bin/bash\n", f"#!/bin/bash\nenv > {queue}/environment\n", 1))
+    for name, value in (("ACCOUNT", "mine"), ("PARTITION", "old"), ("CPU_BIND", "cores")):
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert run("slurm", "--partition", "gpu", "--prepare", "false", "--", "fit", "--config", from_files) == 0
+    found = (queue / "environment").read_text().splitlines()
+    assert [line for line in found if line.startswith(("SBATCH_", "SLURM_"))] == ["SBATCH_ACCOUNT=mine"]
+
+
 def test_a_run_is_submitted_behind_its_preparation_with_code_and_configuration(
     run: Run, from_files: Path, queue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

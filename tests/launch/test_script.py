@@ -5,6 +5,7 @@ import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -192,3 +193,26 @@ def test_arrays_that_cannot_be(array: Array, message: str) -> None:
 def test_arrays_that_can_be() -> None:
     for indices in ("3", "0-3", "0-3,5", "0-6:2", "0-7%2"):
         Array(8, "--shard {index}/{count}", indices).check()
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus"),
+    [
+        ({}, None),
+        ({"gres": "tmp:1G"}, None),
+        ({"gpus_per_node": 4}, 4),
+        ({"gpus_per_node": "h100:4"}, 4),
+        ({"gres": "gpu"}, 1),
+        ({"gres": "gpu:2"}, 2),
+        ({"gres": "tmp:1G,gpu:h100:4(S:0-1)"}, 4),
+        ({"options": {"gpus-per-node": "h100:4"}}, 4),
+        ({"options": {"gres": "gres/gpu:3"}}, 3),
+    ],
+)
+def test_gpus_are_counted_wherever_they_are_asked_for(asked: dict[str, Any], gpus: int | None) -> None:
+    assert SlurmSettings(**asked).gpus == gpus
+
+
+def test_gpus_without_a_number_are_refused() -> None:
+    with pytest.raises(UserError, match="how many GPUs 'h100' are cannot be read"):
+        _ = SlurmSettings(gpus_per_node="h100").gpus

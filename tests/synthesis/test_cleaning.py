@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalit.errors import UserError
-from megalit.synthesis.cleaning import Cleaning, repetition, rouge_l
+from megalit.synthesis.cleaning import Cleaning, answer, repetition, rouge_l
 from megalit.synthesis.items import Rejected
 from megalit.synthesis.requests import Completion
 
@@ -30,6 +30,14 @@ def completion(text: str, finish: str = "stop") -> Completion:
 def test_a_preamble_is_taken_off(preamble: str) -> None:
     assert Cleaning().clean(completion(preamble + BODY)) == BODY
     assert Cleaning(preambles=False).clean(completion(preamble + BODY)) == preamble + BODY
+
+
+def test_a_thought_before_the_answer_is_taken_off() -> None:
+    for thought in ("<think>\nThe river …\n</think>\n\n", "\nThe river …</think>", "<think></think>"):
+        assert answer(completion(thought + BODY)) == completion(BODY)
+    for text in (BODY, BODY + " <think> is a mark, and </think> its end.", f"The mark <think> opens it. {BODY}"):
+        assert answer(completion(text)) == completion(text)
+    assert answer(completion("<think>\nThe river", "length")) == Rejected("ends within the model's thoughts")
 
 
 @pytest.mark.parametrize(

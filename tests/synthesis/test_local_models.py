@@ -18,8 +18,10 @@ from megalit.errors import UserError
 from megalit.modeling import hugging_face
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.shapes import Shape
+from megalit.synthesis.cleaning import answer
 from megalit.synthesis.engines import TooLongError, Transformers
 from megalit.synthesis.engines.local_model import PromptEncoder, cut_at_stop, model_identity
+from megalit.synthesis.items import Rejected
 from megalit.synthesis.requests import Completion, Request, Sampling, ask
 
 TEMPLATE = (
@@ -141,6 +143,23 @@ def test_prompts_are_rendered_once_with_one_bos(exported: Path) -> None:
     assert plain.encode(Request((), "s")) == [bos]
 
 
+def test_a_template_has_variables_and_may_open_a_thought(exported: Path, tmp_path: Path) -> None:
+    thinking = tmp_path / "thinking"
+    shutil.copytree(exported, thinking)
+    loaded = AutoTokenizer.from_pretrained(thinking)
+    loaded.chat_template = TEMPLATE + "{% if thinks is not defined or thinks %}<think>\n{% endif %}"
+    loaded.save_pretrained(thinking)
+    greedy = Sampling(temperature=0, max_tokens=5)
+    (plain,) = complete(exported, REQUESTS[:1], greedy)
+    (thought,) = complete(thinking, REQUESTS[:1], greedy)
+    assert thought.text.startswith("<think>")
+    assert isinstance(answer(thought), Rejected), "a thought that does not end is no text"
+    (at_once,) = complete(thinking, REQUESTS[:1], greedy, template={"thinks": False})
+    assert at_once == plain
+    assert Transformers("model", template={"thinks": False}).settings["template"] == {"thinks": False}
+    assert "template" not in Transformers("model").settings, "what was made without it keeps its settings"
+
+
 def test_what_cannot_work_is_said_in_one_line(exported: Path, data_set: DataSet) -> None:
     with pytest.raises(TooLongError, match="do not fit in the model's 256"):
         complete(exported, REQUESTS[:1], Sampling(max_tokens=300))
@@ -195,8 +214,15 @@ async def main():
             refused = None
         except Exception as error:
             refused = [type(error).__name__, str(error)]
+        batch = engine._engine.vllm_config.scheduler_config.max_num_seqs
+    try:
+        async with Vllm(sys.argv[1], options={**options, "max_model_len": 1000000}):
+            pass
+    except Exception as error:
+        unloadable = [type(error).__name__, str(error)]
     with open(sys.argv[2], "w") as file:
-        json.dump({"greedy": greedy, "warm": warm, "again": again, "refused": refused}, file)
+        json.dump({"greedy": greedy, "warm": warm, "again": again, "refused": refused, "batch": batch,
+                   "unloadable": unloadable}, file)
 
 if __name__ == "__main__":
     asyncio.run(main())
@@ -218,3 +244,6 @@ def test_vllm_completes_as_transformers_does(exported: Path, tmp_path: Path) -> 
     assert found["greedy"] == expected
     assert found["warm"] == found["again"] != found["greedy"]
     assert found["refused"][0] == "TooLongError"
+    assert found["batch"] > 128, "vLLM's batches for a program that has much to do"
+    assert found["unloadable"][0] == "UserError"
+    assert "max_model_len" in found["unloadable"][1]

@@ -4,14 +4,14 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from megalit.errors import UserError
-from megalit.synthesis.engines import EngineError, OpenAI
+from megalit.synthesis.engines import EngineError, OpenAI, TooLongError
 from megalit.synthesis.requests import Completion, Request, Sampling, ask
 
 Answer = Callable[["Handler", int], None]
@@ -35,8 +35,10 @@ class Handler(BaseHTTPRequestHandler):
             with self.server.mutex:
                 self.server.busy -= 1
 
-    def send(self, status: int, body: bytes) -> None:
+    def send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
         self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -190,6 +192,35 @@ def test_a_server_that_is_not_there(waits: list[float]) -> None:
     server.server_close()
     with pytest.raises(EngineError, match="does not answer after 3 tries"):
         complete(server, retries=2)
+
+
+def test_a_server_says_how_long_to_wait(server: Server, waits: list[float]) -> None:
+    def later(value: str) -> Answer:
+        return lambda handler, number: handler.send(429, b"{}", {"Retry-After": value})
+
+    server.answers = [later("30"), later("tomorrow"), later("-5"), later("1e9"), good]
+    assert complete(server)[0].text == "answer 4"
+    assert [30 < waits[0] < 32, waits[1] < 3, waits[2] < 5, 600 < waits[3] < 610] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (400, "This model's maximum context length is 8192 tokens. However, you requested 9000"),
+        (400, "The response was filtered due to the prompt triggering the content management policy: content_filter"),
+        (413, "prompt is too long"),
+        (422, "max_tokens must be less than the maximum length"),
+    ],
+)
+def test_a_text_that_a_server_does_not_take_costs_itself_alone(server: Server, code: int, message: str) -> None:
+    server.answers = [lambda handler, number: handler.send(code, json.dumps({"error": {"message": message}}).encode())]
+    with pytest.raises(TooLongError, match="takes no such request .HTTP 4"):
+        complete(server)
+    assert len(server.bodies) == 1
+    choice = {"index": 0, "finish_reason": "content_filter", "message": {"role": "assistant", "content": "half"}}
+    server.answers = [lambda handler, number: handler.send(200, json.dumps({"id": "x", "choices": [choice]}).encode())]
+    with pytest.raises(TooLongError, match="filter has ended this completion"):
+        complete(server)
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 422])

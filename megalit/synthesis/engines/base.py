@@ -13,7 +13,7 @@ class EngineError(UserError):
 
 
 class TooLongError(Exception):
-    """A request that this model cannot complete, because it is too long or otherwise not to its liking.
+    """A request that this model does not complete, because it is too long or otherwise not to its liking.
 
     It costs that one generation, not the run.
     """

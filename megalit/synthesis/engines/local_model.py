@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
+from megalit.synthesis.cleaning import THINKING
 from megalit.synthesis.engines.base import Engine
 from megalit.synthesis.requests import Message, Request
 
@@ -46,13 +47,21 @@ class PromptEncoder:
         model: folder or hub name.
         revision: of a hub name.
         chat: render conversations with the model's chat template; a base model has none and takes the messages' texts.
+        template: further variables of the chat template.
         setting: which setting names the model, for what is said of it.
 
     Raises:
         UserError: no tokenizer there, or no chat template where one is asked for.
     """
 
-    def __init__(self, model: str, revision: str | None, chat: bool, setting: str = "engine.model") -> None:
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        chat: bool,
+        template: Mapping[str, Any] | None = None,
+        setting: str = "engine.model",
+    ) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -64,6 +73,7 @@ class PromptEncoder:
             raise UserError(f"engine.model {model} has no chat template: set engine.chat false for a base model")
         self._tokenizer = tokenizer
         self._chat = chat
+        self._template = dict(template or {})
         self.eos: int | None = tokenizer.eos_token_id
         self.bos: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos
 
@@ -83,11 +93,18 @@ class PromptEncoder:
             return [self.bos]
         if self._chat:
             turns = [{"role": message.role, "content": message.content} for message in request.messages]
-            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            text = self._tokenizer.apply_chat_template(
+                turns, **{"add_generation_prompt": True, "tokenize": False, **self._template}
+            )
             # The template writes BOS itself.
             return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         tokens = list(self._tokenizer(plain_text(request.messages), add_special_tokens=False)["input_ids"])
         return tokens if self.bos is None else [self.bos, *tokens]
+
+    def opened(self, prompt: Sequence[int]) -> str:
+        """What a prompt has opened that belongs to its completion: the thought of a reasoning model."""
+        end = str(self._tokenizer.decode(prompt[-8:]))
+        return THINKING if end.rstrip().endswith(THINKING) else ""
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
@@ -100,13 +117,19 @@ class LocalModel(Engine):
         model: folder in the Hugging Face format, or a hub name.
         revision: of a hub name.
         chat: render requests with the model's chat template.
+        template: further variables of that template.
     """
 
-    def __init__(self, model: str, revision: str | None, chat: bool) -> None:
+    def __init__(self, model: str, revision: str | None, chat: bool, template: dict[str, Any] | None = None) -> None:
         self._name = os.path.expanduser(model)  # noqa: PTH111 (a hub name is no path)
         self._revision = revision
         self._chat = chat
+        self._template = template or {}
         self._encoder: PromptEncoder | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"chat": self._chat, **({"template": self._template} if self._template else {})}
 
     @property
     def model(self) -> str:
@@ -114,7 +137,7 @@ class LocalModel(Engine):
 
     def open(self) -> None:
         if self._encoder is None:
-            self._encoder = PromptEncoder(self._name, self._revision, self._chat)
+            self._encoder = PromptEncoder(self._name, self._revision, self._chat, self._template)
 
     def count_tokens(self, text: str) -> int:
         assert self._encoder is not None

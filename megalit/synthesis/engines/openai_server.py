@@ -3,18 +3,27 @@
 import asyncio
 import os
 import random
+import re
 from typing import Any
 
 from megalit.errors import UserError, missing_extra
-from megalit.synthesis.engines.base import Engine, EngineError
+from megalit.synthesis.engines.base import Engine, EngineError, TooLongError
 from megalit.synthesis.engines.local_model import PromptEncoder, plain_text
 from megalit.synthesis.requests import Completion, Request, Sampling
 
 # A server that answers so is busy or broken for a while; other refusals will be repeated word by word.
 _WORTH_WAITING = {408, 409, 425, 429}
 _LONGEST_WAIT = 60.0
+# A server that says how long to wait is believed up to so many seconds.
+_LONGEST_TOLD = 600.0
+# Refusals that may be of this one text: of its length, or of what a hosted server's filter sees in it.
+_OF_THE_TEXT = {400, 413, 422}
+_TEXT = re.compile(
+    r"context.{0,8}(length|window)|too long|max(imum)?\b.{0,20}(length|tokens)|content.{0,8}(policy|filter)",
+    re.IGNORECASE,
+)
 # Ways in which a completion ends that is whole, or as long as it was allowed to be.
-_FINISHED = ("stop", "length", "content_filter")
+_FINISHED = ("stop", "length")
 
 
 class _BadAnswerError(Exception):
@@ -34,8 +43,10 @@ class OpenAI(Engine):
         key_variable: environment variable that holds the key.
         in_flight: requests under way at once.
         timeout: seconds until an answer counts as lost.
-        retries: how often a request is tried again, after waits that double from one second on.
-        options: further fields of the requests' body, such as ``{"min_p": 0.1}``.
+        retries: how often a request is tried again, after waits that double from one second to a minute, or that the
+            server asks for; the default waits seven minutes at most, unless it asks for more.
+        options: further fields of the requests' body, such as ``{"min_p": 0.1}``, or, for a reasoning model on vLLM or
+            SGLang that is to answer at once, ``{"chat_template_kwargs": {"enable_thinking": false}}``.
         strict: send nothing that is not in OpenAI's own protocol; hosted servers refuse what they do not know.
     """
 
@@ -49,7 +60,7 @@ class OpenAI(Engine):
         key_variable: str = "OPENAI_API_KEY",
         in_flight: int = 128,
         timeout: float = 600.0,
-        retries: int = 6,
+        retries: int = 12,
         options: dict[str, Any] | None = None,
         strict: bool = False,
     ) -> None:
@@ -110,17 +121,22 @@ class OpenAI(Engine):
         import openai
 
         assert self._slots is not None
-        reason = ""
+        reason, told = "", 0.0
         for number in range(self._retries + 1):
             if number:
                 # Half fixed and half drawn, so that requests that failed together do not return together.
-                await asyncio.sleep(min(_LONGEST_WAIT, 2.0 ** (number - 1)) * (0.5 + random.random() / 2))
+                own = min(_LONGEST_WAIT, 2.0 ** (number - 1)) * (0.5 + random.random() / 2)
+                await asyncio.sleep(told + own if told else own)
+                told = 0.0
             try:
                 async with self._slots:
                     # The client's limit counts from byte to byte; a server that trickles would never end.
                     return await asyncio.wait_for(self._ask(request, sampling, seed), self._timeout)
             except openai.APIStatusError as error:
                 reason = f"HTTP {error.status_code}: {_first_line(error.message)}"
+                if error.status_code in _OF_THE_TEXT and _TEXT.search(f"{error.code} {error.message}"):
+                    raise TooLongError(f"the server at {self._url} takes no such request ({reason})") from error
+                told = _told(error.response.headers.get("retry-after"))
                 if error.status_code < 500 and error.status_code not in _WORTH_WAITING:
                     raise UserError(
                         f"the server at {self._url} refuses a request ({reason}): check engine.model, the key in "
@@ -166,6 +182,8 @@ class OpenAI(Engine):
 
     def _completion(self, answer: Any) -> Completion:
         text, finish, usage = _parts(answer, self._chat)
+        if finish == "content_filter":
+            raise TooLongError("the server's filter has ended this completion")
         if finish not in _FINISHED:
             # A server that shuts down sends what it has, for example.
             raise _BadAnswerError(f"a completion that ended with '{finish}'")
@@ -191,3 +209,11 @@ def _parts(answer: Any, chat: bool) -> tuple[str, str, tuple[int, int] | None]:
 def _first_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[0] if lines else ""
+
+
+def _told(header: str | None) -> float:
+    """Seconds that a server asks to wait; it may also name a date, which is taken for nothing said."""
+    try:
+        return min(_LONGEST_TOLD, max(0.0, float(header or 0)))
+    except ValueError:
+        return 0.0

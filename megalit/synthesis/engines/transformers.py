@@ -29,6 +29,7 @@ class Transformers(LocalModel):
         model: folder in the Hugging Face format, such as ``megalit export`` writes, or a hub name.
         revision: of a hub name.
         chat: render requests with the chat template of an instruct model; false for a base model.
+        template: further variables of the chat template, such as ``{enable_thinking: false}``.
         batch_size: requests in a batch.
         device: ``auto`` is a GPU where there is one.
         dtype: of the weights; ``auto`` is as they are stored.
@@ -39,13 +40,14 @@ class Transformers(LocalModel):
         model: str,
         revision: str | None = None,
         chat: bool = True,
+        template: dict[str, Any] | None = None,
         batch_size: int = 16,
         device: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     ) -> None:
         if batch_size < 1:
             raise UserError(f"engine.batch_size is {batch_size}: choose at least 1")
-        super().__init__(model, revision, chat)
+        super().__init__(model, revision, chat, template)
         self._batch_size = batch_size
         # One batch is computed while the next one is gathered.
         self.in_flight = 2 * batch_size
@@ -58,7 +60,7 @@ class Transformers(LocalModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"chat": self._chat, "dtype": self._dtype}
+        return {**super().settings, "dtype": self._dtype}
 
     async def __aenter__(self) -> "Transformers":
         import torch
@@ -161,6 +163,7 @@ class Transformers(LocalModel):
         ended = end is not None and end < one.sampling.max_tokens
         tokens = tokens[: one.sampling.max_tokens if end is None or not ended else end + 1]
         text, stopped = cut_at_stop(self._encoder.decode(tokens), one.sampling.stop)
+        text = self._encoder.opened(one.prompt) + text
         return Completion(text, "stop" if ended or stopped else "length", len(one.prompt), len(tokens))
 
 

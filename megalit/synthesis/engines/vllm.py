@@ -11,6 +11,9 @@ from megalit.synthesis.engines.base import EngineError, TooLongError
 from megalit.synthesis.engines.local_model import LocalModel
 from megalit.synthesis.requests import Completion, Finish, Request, Sampling
 
+# The most requests that vLLM computes together unless it is told otherwise, on its largest GPUs.
+_BATCH = 1024
+
 
 class Vllm(LocalModel):
     """vLLM's asynchronous engine: each request enters as soon as there is room, and leaves when it is done.
@@ -19,9 +22,11 @@ class Vllm(LocalModel):
         model: folder in the Hugging Face format, or a hub name.
         revision: of a hub name.
         chat: render requests with the chat template of an instruct model; false for a base model.
+        template: further variables of the chat template, such as ``{enable_thinking: false}`` for a reasoning model
+            that is to answer at once.
         tensor_parallel_size: GPUs that share one copy of the model.
         data_parallel_size: copies of the model.
-        in_flight: requests in the engine at once; enough to fill its batches.
+        in_flight: requests in the engine at once; default: 1,024 for each copy, the most that vLLM puts in a batch.
         options: any further option of vLLM's ``AsyncEngineArgs``, such as ``max_model_len``.
     """
 
@@ -30,23 +35,24 @@ class Vllm(LocalModel):
         model: str,
         revision: str | None = None,
         chat: bool = True,
+        template: dict[str, Any] | None = None,
         tensor_parallel_size: int = 1,
         data_parallel_size: int = 1,
-        in_flight: int = 512,
+        in_flight: int | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        if in_flight < 1:
+        if in_flight is not None and in_flight < 1:
             raise UserError(f"engine.in_flight is {in_flight}: choose at least 1")
-        super().__init__(model, revision, chat)
+        super().__init__(model, revision, chat, template)
         self._parallel = {"tensor_parallel_size": tensor_parallel_size, "data_parallel_size": data_parallel_size}
-        self.in_flight = in_flight
+        self.in_flight = in_flight or _BATCH * data_parallel_size
         self._options = options or {}
         self._engine: Any = None
         self._number = itertools.count()
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"chat": self._chat, "options": self._options}
+        return {**super().settings, "options": self._options}
 
     async def __aenter__(self) -> "Vllm":
         # Before vLLM is imported, which reads it then.
@@ -54,6 +60,7 @@ class Vllm(LocalModel):
         try:
             from vllm import AsyncEngineArgs
             from vllm.platforms import current_platform
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:
             raise missing_extra("vllm", "vllm", "the engine Vllm") from error
@@ -71,9 +78,12 @@ class Vllm(LocalModel):
             # A prompt that is read in parts turns its generator back, which vLLM can do on GPUs only.
             settings.setdefault("enable_chunked_prefill", False)
         try:
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**settings))
+            arguments = AsyncEngineArgs(**settings)
+            # What it is for decides the size of its batches: of this class by itself 128 requests, of LLM, which has as
+            # much to do, up to 1,024, by the GPU.
+            self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         except (TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            reason = _reason(error)
             raise UserError(
                 f"vLLM cannot load {self._name} ({reason}): check engine.model, engine.options and the free memory"
             ) from error
@@ -125,4 +135,12 @@ class Vllm(LocalModel):
                 f"vLLM ended a completion with '{out.finish_reason}': what is finished is kept, try again"
             )
         finish: Finish = "length" if out.finish_reason == "length" else "stop"
-        return Completion(out.text, finish, len(final.prompt_token_ids), len(out.token_ids))
+        text = self._encoder.opened(prompt["prompt_token_ids"]) + out.text
+        return Completion(text, finish, len(final.prompt_token_ids), len(out.token_ids))
+
+
+def _reason(error: Exception) -> str:
+    """The line that says what is wrong: the checks of vLLM's settings end with a link."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if line.startswith(("Value error,", "Assertion failed,"))]
+    return (told or lines[-1:] or [type(error).__name__])[0]
