@@ -235,6 +235,9 @@ class TrainingCLI(LightningCLI):
         record.config = self.plain_config
         if self.trainer.strategy.root_device.type == "cpu":
             keep_freed_memory()
+        for logger in trainer.loggers:
+            # Lightning tells them the model's settings; runs differ in their data, too.
+            logger.log_hyperparams({name: self.plain_config[name] for name in ("data", "seed_everything")})
         STOP.at_once = False  # from here on there is something to save
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         done, samples = self.trainer.global_step, plan.steps * plan.global_batch

@@ -50,6 +50,9 @@ def test_a_run_leaves_everything_in_its_folder(run: Run, small: Path, tmp_path: 
         "step-000000040.ckpt",
     ]
     assert list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").open()))
+    told = yaml.safe_load((folder / "metrics" / "version_0" / "hparams.yaml").read_text())
+    assert told["data"]["class_path"].endswith("StitchedStream"), "runs differ in their data, too"
+    assert told["learning_rate"] == record.config["model"]["learning_rate"]
     for words in ("plan", "stitched", "75.0%", "40 steps", "validation loss, iid", "unique real tokens", "tokens/s"):
         assert words in said
     assert any("40 steps of" in line and line.endswith(" unique real tokens") for line in said.splitlines())
