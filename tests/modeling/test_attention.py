@@ -134,7 +134,7 @@ def test_a_kernel_that_does_not_run_is_told_before_training(masked: bool, monkey
 
         @staticmethod
         def backward(ctx: Any, *_: Any) -> Any:
-            raise NotImplementedError("windowed attention not supported\nmore of it")
+            raise RuntimeError("windowed attention not supported\nmore of it")
 
     monkeypatch.setitem(attention._BACKENDS, "flash4", lambda q, k, v, documents: Backward.apply(q))
     with pytest.raises(UserError, match=r"run here \(windowed attention not supported\): pip install 'flash-attn-4"):

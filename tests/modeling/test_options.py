@@ -16,7 +16,6 @@ from megalit.errors import UserError
 from megalit.modeling import micro_batch
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.optimizers import OptimizerSettings, Schedule
-from megalit.modeling.shapes import Shape
 from megalit.modeling.transformer import Regularization
 from megalit.streams import StitchedStream
 
@@ -296,25 +295,3 @@ def test_a_validation_is_the_same_in_any_micro_batch(data_set: DataSet, tmp_path
         model = LanguageModel("nano", seed=1, micro_batch=size)
         losses.append(trainer.validate(model, data, verbose=False)[0]["validation/iid"])
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)
-
-
-def test_blocks_are_compiled_whole_under_ddp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Torch would cut them where a bucket of gradients may end, the first after 1 MiB."""
-    graphs: list[torch.fx.GraphModule] = []
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=backend))
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
-    model = LanguageModel(Shape(256, 512, 2, 4, 4), vocabulary_size=64, compile=True)
-    model.configure_model()
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
-    try:
-        replica = torch.nn.parallel.DistributedDataParallel(model.transformer)
-        replica(torch.zeros(1, 8, dtype=torch.long)).sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    assert len(graphs) == 1, "one for all layers"

@@ -126,7 +126,7 @@ class OpenAI(Engine):
             if number:
                 # Half fixed and half drawn, so that requests that failed together do not return together.
                 own = min(_LONGEST_WAIT, 2.0 ** (number - 1)) * (0.5 + random.random() / 2)
-                await asyncio.sleep(told + own if told else own)
+                await asyncio.sleep(told + own)
                 told = 0.0
             try:
                 async with self._slots:
