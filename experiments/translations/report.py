@@ -51,8 +51,10 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
             references = [_reference(results, name, run, best) for run in runs]
             differences = [_difference(results, run, other) for run, other in zip(runs, references, strict=True)]
             lines += [_row(results[run.name], change) for run, change in zip(runs, differences, strict=True)]
-            lines += ["", *(_gaps(results, runs, best) if name != "search" else ())]
-            lines += _repeated(results, runs, best) if name == "steps" else []
+            lines.append("")
+            if name != "search":
+                gaps = [*_gaps(results, runs, best), *_repeated(results, name, runs, best)]
+                lines += [*gaps, ""] if gaps else []
             shown |= {run.name for run in runs}
     others = [result for name, result in results.items() if name not in shown]
     if others:
@@ -196,23 +198,17 @@ def _behind_siblings(results: Results) -> list[str]:
     return [*lines, ""]
 
 
-def _repeated(results: Results, runs: Iterable[Run], best: Tuned) -> list[str]:
-    """Steps that were run with several seeds, against the same seeds of what they are compared with."""
-    lines = []
+def _repeated(results: Results, group: str, runs: Iterable[Run], best: Tuned) -> Iterator[str]:
+    """Runs with several seeds against the same seeds of what they are compared with."""
     for run in runs:
-        reference = _reference(results, "steps", run, best)
-        gap = _pair(of_seeds(results, run), of_seeds(results, reference))
-        if gap and not run.seed and run.change.startswith(f"{reference.change}, ") and len(of_seeds(results, run)) > 1:
-            lines.append(f"- {run.name} minus {reference.name}: {gap}")
-    return [*lines, ""] if lines else []
+        reference = _reference(results, group, run, best)
+        own, other = of_seeds(results, run), of_seeds(results, reference)
+        if not run.seed and run not in best.values() and len(own.keys() & other.keys()) > 1:
+            yield f"- {run.name} minus {reference.name}: {_pair(own, other)}"
 
 
-def _gaps(results: Results, runs: Iterable[Run], best: Tuned) -> list[str]:
+def _gaps(results: Results, runs: list[Run], best: Tuned) -> Iterator[str]:
     """Stitched minus simple where both were run with the same generations and change."""
-    return [*lines, ""] if (lines := list(_gap_lines(results, list(runs), best))) else []
-
-
-def _gap_lines(results: Results, runs: list[Run], best: Tuned) -> Iterator[str]:
     stitched, simple = best["stitched"], best["simple"]
     tuned_rates = (stitched.learning_rate, simple.learning_rate)
     for run in runs:

@@ -110,15 +110,15 @@ def subsets(tuned: Tuned) -> Iterator[Run]:
 def epochs(tuned: Tuned) -> Iterator[Run]:
     """Is the best number of real epochs unchanged by rephrases? Beyond the search's budget."""
     for factor in (2, 4):
-        for stream in ("stitched", "simple"):
-            yield replace(tuned[stream], epochs=factor * tuned[stream].epochs)
-    for seed in range(1, MEMBERS):
-        yield from (replace(run, seed=seed) for run in _twice_as_long(tuned))
+        yield from _longer(tuned, factor)
+    for factor in (2, 4):
+        for seed in range(1, MEMBERS):
+            yield from (replace(run, seed=seed) for run in _longer(tuned, factor))
 
 
 def longer(tuned: Tuned) -> Iterator[Run]:
     """At twice the epochs: are another decay or rate better, and does stitching act through the attention there?"""
-    runs = _twice_as_long(tuned)
+    runs = _longer(tuned, 2)
     for axis in ("weight_decay", "learning_rate"):
         for run in runs:
             yield from neighbours(run, axis, run.passes)
@@ -129,12 +129,13 @@ def longer(tuned: Tuned) -> Iterator[Run]:
 def wsd(tuned: Tuned) -> Iterator[Run]:
     """Is WSD better than cosine for both streams, and at twice the epochs, too?"""
     for seed in range(MEMBERS):
-        for run in (tuned["stitched"], tuned["simple"], *_twice_as_long(tuned)):
+        for run in (tuned["stitched"], tuned["simple"], *_longer(tuned, 2)):
             yield replace(changed(run, "wsd", {"model.schedule.name": "wsd"}), seed=seed)
 
 
-def _twice_as_long(tuned: Tuned) -> list[Run]:
-    return [replace(tuned[stream], epochs=2 * tuned[stream].epochs) for stream in ("stitched", "simple")]
+def _longer(tuned: Tuned, factor: int) -> list[Run]:
+    """Both streams with so many times the epochs."""
+    return [replace(tuned[stream], epochs=factor * tuned[stream].epochs) for stream in ("stitched", "simple")]
 
 
 def mixes(tuned: Tuned) -> Iterator[Run]:
@@ -143,6 +144,13 @@ def mixes(tuned: Tuned) -> Iterator[Run]:
         for stream in ("stitched", "simple"):
             run = tuned[stream]
             yield replace(run, mix=mix, epochs=run.epochs * share)
+
+
+def repeats(tuned: Tuned) -> Iterator[Run]:
+    """Do further seeds say the same of generations, orders, shares and windows?"""
+    for group in (generations, order, mixes, window):
+        for seed in range(1, MEMBERS):
+            yield from (replace(run, seed=seed) for run in group(tuned))
 
 
 def steps(tuned: Tuned) -> Iterator[Run]:
@@ -257,5 +265,6 @@ GROUPS: dict[str, Group] = {
         larger,
         members,
         mixes,
+        repeats,
     )
 }

@@ -57,7 +57,7 @@ def test_streams_are_compared_at_equal_tokens(experiment: SimpleNamespace, scale
     start = experiment.grid.START[scale]
     tuned_runs = start | {"samples": start["simple"]}
     groups = ("generations", "order", "batch", "mask", "window", "muon", "copying", "seeds", "mixes", "steps")
-    for name in (*groups, "hard_labels"):
+    for name in (*groups, "repeats", "hard_labels"):
         for run in experiment.table.GROUPS[name](start):
             tuned = tuned_runs[run.stream]
             assert run.passes == pytest.approx(tuned.passes), run.name

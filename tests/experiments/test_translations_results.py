@@ -50,15 +50,22 @@ def test_report_of_made_up_losses(
     # A change that was run with three seeds is compared with the same seeds; so is a batch, at one rate each.
     of_steps = text[text.index("## steps") :]
     assert "(by seed: -0.0500, -0.0500, -0.0500)" in of_steps
-    assert of_steps.count("_paper-order minus ") == 0
+    paper = next(iter(experiment.table.steps(best)))
+    assert of_steps.count("_paper-order minus ") == of_steps.count(f"{paper.name} minus {best['stitched'].name}: ") == 1
     rows = [line for line in of_steps.splitlines() if line.startswith("| stitched-") and "muon-faster" in line]
     assert [row.split("|")[-2].strip() for row in rows] == 3 * ["-0.0500"]
     of_batches = text[text.index("## batch") : text.index("## steps")]
-    gaps = [line for line in of_batches.splitlines() if " minus " in line and "batch-8" in line]
+    gaps = [line for line in of_batches.splitlines() if "batch-8 minus simple-" in line and "- stitched" in line]
     assert ["(one seed)" in line for line in gaps] == [True, False]
     of_search = text[text.index("## search") : text.index("## seeds")]
     assert "minus" not in of_search, "its runs differ in their settings"
-    assert text.count("- stitched-11_") == text.count("- stitched-1_") == 1
+    # The others of their kind are repeated last, and told of where they are asked for first.
+    of_generations = text[text.index("## generations") : text.index("## order")]
+    for count in (1, 11):
+        run, other = (replace(best[stream], generations=count) for stream in ("stitched", "simple"))
+        assert text.count(f"- {run.name} minus ") == 2
+        assert f"- {run.name} minus {other.name}: -0.1000 ± 0.0000 (by seed: " in of_generations
+        assert f"- {run.name} minus {best['stitched'].name}: +0.0000 ± 0.0000 (by seed: " in of_generations
     assert (tmp_path / "results.png").stat().st_size > 10_000
 
 
