@@ -8,7 +8,9 @@ process of its own, several times in turn, and the median step counts. The peers
     uv pip install --python litgpt-env/bin/python litgpt requests "torch<2.14" "lightning!=2.6.2,!=2.6.3"
     python benchmarks/train_step.py --transformers transformers-env/bin/python --litgpt litgpt-env/bin/python
 
-Prints one JSON line: seconds per step, and how many times faster ``megalit fit`` is.
+Prints one JSON line: seconds per step, and how many times faster ``megalit fit`` is. ``--output`` keeps it after each
+round, and a further call adds its rounds to those that are there: where times differ between processes, many rounds say
+more than one.
 """
 
 import argparse
@@ -21,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--transformers", help="python of an environment with transformers[torch]")
     parser.add_argument("--litgpt", help="python of an environment with litgpt")
     parser.add_argument("--only", default="", help="measure only kinds whose names match this regular expression")
+    parser.add_argument("--output", type=Path, help="JSON file: written after each round, and gone on with")
     parser.add_argument("--measure_bare", nargs=4)
     arguments = parser.parse_args()
     if arguments.measure_bare:
@@ -166,25 +168,44 @@ def main() -> None:
         kinds = {kind: run for kind, run in kinds.items() if re.search(arguments.only, kind)}
         if not any(kind.startswith("megalit") for kind in kinds):
             parser.error(f"--only {arguments.only} leaves out megalit: there is nothing to compare with")
-        rounds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+        packages = {"transformers": arguments.transformers, "litgpt": arguments.litgpt}
+        versions = {name: version(python, name) for name, python in packages.items() if python}
+        versions["torch"] = torch.__version__
+        rounds = before(arguments.output, versions)
         for _ in range(arguments.rounds):
             for kind, run in kinds.items():
-                rounds[kind].append(run()[arguments.skip :])
-                print(f"{kind}: {statistics.median(rounds[kind][-1]):.4f} s", file=sys.stderr)
-    median = {kind: round(statistics.median(chain(*times)), 4) for kind, times in rounds.items()}
-    result: dict[str, Any] = {
+                rounds.setdefault(kind, []).append(round(statistics.median(run()[arguments.skip :]), 4))
+                print(f"{kind}: {rounds[kind][-1]:.4f} s", file=sys.stderr)
+            line = json.dumps(result(rounds, versions))
+            if arguments.output:
+                arguments.output.write_text(line + "\n")
+    print(line)
+
+
+def before(output: Path | None, versions: dict[str, str]) -> dict[str, list[float]]:
+    """The medians of each round of earlier calls."""
+    if output is None or not output.exists():
+        return {}
+    earlier = json.loads(output.read_text())
+    if any(earlier["versions"].get(name, number) != number for name, number in versions.items()):
+        sys.exit(f"{output} has other versions ({earlier['versions']}): name another file")
+    rounds: dict[str, list[float]] = earlier["each_round"]
+    return rounds
+
+
+def result(rounds: dict[str, list[float]], versions: dict[str, str]) -> dict[str, Any]:
+    """What the rounds say: the median round of each kind, and its ratio to ``megalit fit`` at equal settings."""
+    median = {kind: round(statistics.median(times), 4) for kind, times in rounds.items()}
+    found: dict[str, Any] = {
         "benchmark": "train_step",
         "parameters": 12_000_000,
         "tokens_per_step": BATCH * CONTEXT,
         "seconds_per_step": median,
-        "each_round": {kind: [round(statistics.median(one), 4) for one in times] for kind, times in rounds.items()},
-        "versions": {"torch": torch.__version__},
+        "each_round": rounds,
+        "versions": versions,
         "cores": os.cpu_count(),
     }
-    for package, python in (("transformers", arguments.transformers), ("litgpt", arguments.litgpt)):
-        if python:
-            result["versions"][package] = version(python, package)
-    result["times_faster"] = {
+    found["times_faster"] = {
         kind: round(value / median["megalit fit, " + kind.split(", ", 1)[1]], 3)
         for kind, value in median.items()
         if not kind.startswith("megalit") and "megalit fit, " + kind.split(", ", 1)[1] in median
@@ -193,10 +214,10 @@ def main() -> None:
     # compiled with 4 a pass; what the task is (model, windows of a step, schedule) is the same for all.
     best = min(value for kind, value in median.items() if kind.startswith("megalit"))
     defaults = {"transformers": "transformers, 32-true", "litgpt": LITGPT_DEFAULT}
-    result["times_faster_than_default"] = {
+    found["times_faster_than_default"] = {
         package: round(median[kind] / best, 3) for package, kind in defaults.items() if kind in median
     }
-    print(json.dumps(result))
+    return found
 
 
 if __name__ == "__main__":
