@@ -19,7 +19,7 @@ from megalit.modeling import hugging_face
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.shapes import Shape
 from megalit.synthesis.cleaning import answer
-from megalit.synthesis.engines import TooLongError, Transformers
+from megalit.synthesis.engines import TooLongError, Transformers, Vllm
 from megalit.synthesis.engines.local_model import PromptEncoder, cut_at_stop, model_identity
 from megalit.synthesis.items import Rejected
 from megalit.synthesis.requests import Completion, Request, Sampling, ask
@@ -158,6 +158,27 @@ def test_a_template_has_variables_and_may_open_a_thought(exported: Path, tmp_pat
     assert at_once == plain
     assert Transformers("model", template={"thinks": False}).settings["template"] == {"thinks": False}
     assert "template" not in Transformers("model").settings, "what was made without it keeps its settings"
+
+
+def test_a_tokenizer_s_own_code_runs_only_where_vllm_s_option_allows_it(exported: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(exported, own)
+    (own / "tokenization_own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\n"
+        "class OwnTokenizer(PreTrainedTokenizerFast):\n    def __call__(self, text, **_):\n"
+        "        return {'input_ids': [7] * len(text)}\n"
+    )
+    config = json.loads((own / "tokenizer_config.json").read_text())
+    config |= {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]},
+    }
+    (own / "tokenizer_config.json").write_text(json.dumps(config))
+    engine = Vllm(str(own), options={"trust_remote_code": True})
+    engine.open()
+    assert engine.count_tokens("four") == 4
+    with pytest.raises(UserError, match="the tokenizer of engine.model .* cannot be loaded"):
+        Vllm(str(own)).open()
 
 
 def test_what_cannot_work_is_said_in_one_line(exported: Path, data_set: DataSet) -> None:

@@ -48,6 +48,7 @@ class PromptEncoder:
         revision: of a hub name.
         chat: render conversations with the model's chat template; a base model has none and takes the messages' texts.
         template: further variables of the chat template.
+        trust_remote_code: run code that comes with the tokenizer.
         setting: which setting names the model, for what is said of it.
 
     Raises:
@@ -60,12 +61,15 @@ class PromptEncoder:
         revision: str | None,
         chat: bool,
         template: Mapping[str, Any] | None = None,
+        trust_remote_code: bool = False,
         setting: str = "engine.model",
     ) -> None:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(str(Path(model).expanduser()), revision=revision or "main")
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                str(Path(model).expanduser()), revision=revision or "main", trust_remote_code=trust_remote_code
+            )
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"the tokenizer of {setting} {model} cannot be loaded ({reason}): check it") from error
@@ -118,13 +122,22 @@ class LocalModel(Engine):
         revision: of a hub name.
         chat: render requests with the model's chat template.
         template: further variables of that template.
+        trust_remote_code: run code that comes with the tokenizer.
     """
 
-    def __init__(self, model: str, revision: str | None, chat: bool, template: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        revision: str | None,
+        chat: bool,
+        template: dict[str, Any] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
         self._name = os.path.expanduser(model)  # noqa: PTH111 (a hub name is no path)
         self._revision = revision
         self._chat = chat
         self._template = template or {}
+        self._own_code = trust_remote_code
         self._encoder: PromptEncoder | None = None
 
     @property
@@ -137,7 +150,7 @@ class LocalModel(Engine):
 
     def open(self) -> None:
         if self._encoder is None:
-            self._encoder = PromptEncoder(self._name, self._revision, self._chat, self._template)
+            self._encoder = PromptEncoder(self._name, self._revision, self._chat, self._template, self._own_code)
 
     def count_tokens(self, text: str) -> int:
         assert self._encoder is not None

@@ -43,7 +43,8 @@ class Vllm(LocalModel):
     ) -> None:
         if in_flight is not None and in_flight < 1:
             raise UserError(f"engine.in_flight is {in_flight}: choose at least 1")
-        super().__init__(model, revision, chat, template)
+        # The tokenizer that renders prompts is loaded here, not by vLLM.
+        super().__init__(model, revision, chat, template, bool((options or {}).get("trust_remote_code")))
         self._parallel = {"tensor_parallel_size": tensor_parallel_size, "data_parallel_size": data_parallel_size}
         self.in_flight = in_flight or _BATCH * data_parallel_size
         self._options = options or {}
