@@ -1,13 +1,15 @@
 """``megalit scaling efficiency``: how much data runs were worth, by any of the published definitions."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from megalit.cli.console import console
 from megalit.cli.scaling_fits import How, fit_power, show, split
-from megalit.cli.scaling_runs import chosen_runs, points_of_runs
+from megalit.cli.scaling_runs import chosen_runs, points_of_runs, said
 from megalit.errors import UserError
 from megalit.files import write_json
 from megalit.scaling.data_efficiency import (
@@ -18,7 +20,8 @@ from megalit.scaling.data_efficiency import (
     tokens_to_same_loss,
 )
 from megalit.scaling.fitting import PowerLawFit
-from megalit.scaling.ledger import Curve, Points, validation_curve
+from megalit.scaling.ledger import Curve, points_of_records, validation_curve
+from megalit.scaling.report.setting import settings_of
 
 Method = Literal["law", "interpolation", "same_loss"]
 
@@ -29,13 +32,13 @@ class EfficiencyCommand:
 
     Attributes:
         runs: the runs to judge; they may stand right behind ``efficiency``.
-        baseline: runs of the baseline on nested subsets of the real documents (``data.real_fraction``); for
-            ``same_loss`` the one run to compare with.
-        method: ``law`` inverts the law of the baseline's losses (arXiv 2603.18534), ``interpolation`` interpolates
-            between the best of them (slowrun), ``same_loss`` compares the training tokens that two runs' validation
-            curves need for one loss (arXiv 2510.01631).
-        reference_loss: the baseline's loss on the data of the runs: ``law`` then divides by what the law says it is
-            worth, as published, instead of by the amount of real data itself.
+        baseline: runs of the baseline on nested subsets of the real documents (``data.real_fraction``), of which the
+            best setting of each amount counts; for ``same_loss`` the one run to compare with.
+        method: ``law`` inverts the law of the baseline's losses, of all seeds (arXiv 2603.18534), ``interpolation``
+            interpolates between the best of them (slowrun), ``same_loss`` compares the training tokens that two runs'
+            validation curves need for one loss (arXiv 2510.01631).
+        reference_loss: a loss of the baseline: ``law`` divides by what the law says that it is worth. If not given, the
+            baseline's own at each run's amount of real data, as published, or that amount where it was not trained.
         at_loss: the loss that ``same_loss`` compares at; the lowest that both reach if not given.
         axis: amount of real data.
         loss: key of the losses.
@@ -77,8 +80,7 @@ _SUBSETS = {
 
 def _of_losses(settings: EfficiencyCommand) -> dict[str, Any]:
     keys = [settings.axis, settings.loss]
-    baseline = points_of_runs(settings.baseline, keys)
-    of_baseline, worth = (_by_law if settings.method == "law" else _by_interpolation)(settings, baseline)
+    of_baseline, worth = (_by_law if settings.method == "law" else _by_interpolation)(settings)
     judged = points_of_runs(settings.runs, keys)
     runs: dict[str, Any] = {}
     for origin, row in zip(judged.origins, judged.rows, strict=True):
@@ -97,21 +99,43 @@ def _of_losses(settings: EfficiencyCommand) -> dict[str, Any]:
 _Judge = tuple[dict[str, Any], Callable[[float, float], DataEfficiency]]
 
 
-def _by_law(settings: EfficiencyCommand, baseline: Points) -> _Judge:
-    table = split(baseline.rows, [settings.axis], settings.loss, None)
+def _by_law(settings: EfficiencyCommand) -> _Judge:
+    best = _best_settings(settings)
+    rows = [{settings.axis: amount, settings.loss: loss} for amount, losses in best.items() for loss in losses]
+    table = split(rows, [settings.axis], settings.loss, None)
     (fitted,) = fit_power(table, How(settings.bootstrap, settings.seed))
     show(fitted)
     law = fitted.fit
     assert isinstance(law, PowerLawFit)
-    reference = settings.reference_loss
-    return fitted.to_json(), lambda loss, used: data_efficiency(loss, law, tokens=used, reference_loss=reference)
+
+    def worth(loss: float, used: float) -> DataEfficiency:
+        reference = settings.reference_loss
+        # A loss at or below the law's asymptote would be worth any amount.
+        if reference is None and used in best and fmean(best[used]) > law.law.C:
+            reference = fmean(best[used])
+        return data_efficiency(loss, law, tokens=used, reference_loss=reference)
+
+    return fitted.to_json(), worth
 
 
-def _by_interpolation(settings: EfficiencyCommand, baseline: Points) -> _Judge:
-    best: dict[float, float] = {}
-    for row in baseline.rows:
-        amount, loss = row[settings.axis], row[settings.loss]
-        best[amount] = min(loss, best.get(amount, loss))
+def _best_settings(settings: EfficiencyCommand) -> dict[float, list[float]]:
+    """The baseline's losses at each amount of data: those of the seeds of its best setting there."""
+    keys = [settings.axis, settings.loss]
+    ledger = chosen_runs(settings.baseline)
+    points = said(points_of_records(ledger, keys), keys)
+    settings_at: dict[float, dict[str, list[float]]] = {}
+    for origin, row in zip(points.origins, points.rows, strict=True):
+        setting = json.dumps(settings_of(ledger.records[Path(origin)]), sort_keys=True, default=str)
+        settings_at.setdefault(row[settings.axis], {}).setdefault(setting, []).append(row[settings.loss])
+    best = {amount: min(found.values(), key=fmean) for amount, found in sorted(settings_at.items())}
+    beaten = len(points.rows) - sum(map(len, best.values()))
+    if beaten:
+        console.print(f"left out: {beaten} runs of the baseline, whose settings another one beats at their {keys[0]}")
+    return best
+
+
+def _by_interpolation(settings: EfficiencyCommand) -> _Judge:
+    best = {amount: min(losses) for amount, losses in _best_settings(settings).items()}
     tokens = sorted(best)
     losses = [best[amount] for amount in tokens]
     points = [{"x": amount, "loss": best[amount]} for amount in tokens]

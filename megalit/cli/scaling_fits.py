@@ -12,6 +12,9 @@ from megalit.scaling.laws import Chinchilla
 
 Row = dict[str, float]
 
+# Tokens over unique tokens up to which a run repeats nothing: its last batch is filled, so an epoch is a bit more.
+_ONCE = 1.02
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -179,12 +182,14 @@ def fit_repeated_epochs(table: Table, how: How) -> list[Fitted]:
     """Chinchilla's law of the points that repeat nothing, and what repetition costs of all."""
     table.check_axes("data_constrained", 3)
     _, tokens, unique = table.axes
-    once = table.where(lambda row: row[tokens] <= row[unique])
+    once = table.where(lambda row: row[tokens] <= _ONCE * row[unique])
     try:
         base = _chinchilla(once, how)
     except UserError as error:
         count = len(once.rows)
-        raise UserError(f"law of the {count} points that repeat nothing ({tokens} <= {unique}): {error}") from error
+        raise UserError(
+            f"law of the {count} points that repeat nothing ({tokens} <= {_ONCE} {unique}): {error}"
+        ) from error
     assert isinstance(base.law, Chinchilla)
     N, D, U = table.coordinates
     fit = fit_data_constrained(

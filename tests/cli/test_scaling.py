@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from running import Run
 
-from megalit.scaling.laws import Chinchilla, PowerLaw
+from megalit.scaling.laws import MUENNIGHOFF, Chinchilla, PowerLaw
 from megalit.scaling.records import CurvePoint, RunRecord
 
 LAW = PowerLaw(0.9, 0.3, 2.0)
@@ -209,6 +209,45 @@ def test_the_baselines_own_loss_is_the_reference(baseline: Path, run: Run, tmp_p
     assert run("scaling", "efficiency", "stitched", *flags) == 0
     found = json.loads((tmp_path / "e.json").read_text())
     assert found["runs"]["stitched"]["factor"] == pytest.approx(2.0, rel=1e-3)
+
+
+def test_the_law_of_a_baseline_is_that_of_its_best_settings_with_all_their_seeds(
+    baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the report has it: trials of a sweep lie beside the tuned runs, and the baseline's own loss is off its law."""
+    config = json.loads((baseline / "400" / "record.json").read_text())["config"]
+    for seed in (1, 2):
+        write_record(baseline / f"400-{seed}", 400, LAW.predict(400.0), config={**config, "seed_everything": seed})
+    for decay, loss in ((0.0, 9.0), (0.8, 4.0)):
+        write_record(baseline / f"wd{decay}", 400, loss, config={**config, "model": {"weight_decay": decay}})
+    write_record(tmp_path / "stitched", 200, LAW.predict(360.0))
+    flags = ["--baseline", "real", "--output", "e.json"]
+    assert run("scaling", "efficiency", "stitched", *flags) == 0
+    said = capsys.readouterr()
+    assert "7 points" in said.out
+    assert "left out: 2 runs of the baseline" in said.err
+    found = json.loads((tmp_path / "e.json").read_text())["runs"]["stitched"]
+    assert found["factor"] == pytest.approx(1.8, rel=1e-3)
+    for number, loss in enumerate((LAW.predict(240.0), LAW.predict(200.0))):
+        record = baseline / "200" / "record.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"losses": {"iid": {"nats_per_token": loss}}}))
+        assert run("scaling", "efficiency", "stitched", *flags) == 0
+        factor = json.loads((tmp_path / "e.json").read_text())["runs"]["stitched"]["factor"]
+        assert factor == pytest.approx((1.5, 1.8)[number], rel=0.05), "what the baseline's own loss is worth divides"
+
+
+def test_repetition_is_fitted_beside_runs_of_one_epoch_whose_last_batch_is_filled(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = [(N, U, epochs) for N in (1e6, 1e7, 1e8) for U in (1e10, 1e11, 1e12) for epochs in (1, 4, 16)]
+    rows = [(N, 1.004 * U * epochs, U, float(MUENNIGHOFF.predict(N, U * epochs, U))) for N, U, epochs in grid]
+    write_csv(tmp_path / "runs.csv", ["N", "D", "U", "loss"], rows)
+    flags = ["--law", "data_constrained", "--axes", "[N,D,U]", "--bootstrap", "0", "--output", "fit.json"]
+    assert run("scaling", "fit", "--csv", "runs.csv", *flags) == 0
+    assert "loss where nothing is repeated, 9 points" in capsys.readouterr().out
+    once, repeated = json.loads((tmp_path / "fit.json").read_text())
+    assert once["coefficients"]["E"] == pytest.approx(MUENNIGHOFF.base.E, rel=0.02)
+    assert repeated["coefficients"]["R_D"] == pytest.approx(MUENNIGHOFF.R_D, rel=0.1)
 
 
 def test_losses_between_those_of_a_baseline_are_interpolated(

@@ -339,14 +339,34 @@ def test_odd_names_are_text_not_markup(tmp_path: Path) -> None:
     assert f"{name}/1 is not finished" in page.text
 
 
+def test_an_evaluation_counts_only_of_the_finished_weights_and_measured_as_the_others(tmp_path: Path) -> None:
+    steps = read_record(make_run(tmp_path / "runs" / "real", "real", 0)).steps
+    for name, step, stride, bucket in (("a", steps, None, 8), ("b", steps, 512, 8), ("c", steps - 1, 512, 8)):
+        folder = make_run(tmp_path / "runs" / name, generations=0, stream="real", seed=ord(name))
+        value = json.loads((folder / "evaluation.json").read_text())
+        value["checkpoint"] = f"step-{step:09d}.ckpt"
+        value["suites"]["long context"]["conditions"] = {"stride": stride, "bucket": bucket}
+        (folder / "evaluation.json").write_text(json.dumps(value))
+    make_run(tmp_path / "runs" / "going", seed=9, status="running")
+    page = report(tmp_path)
+    assert (
+        f"c/evaluation.json is of step {steps - 1} and its run has {steps}: run `megalit evaluate` again" in page.text
+    )
+    assert "long context was measured with another stride in b than in a: " in page.text
+    assert page.text.count("was measured with another") == 1
+    assert page.text.count("evaluation.json is of step") == 1
+
+
 def test_a_distilled_run_on_real_documents_is_no_baseline(tmp_path: Path) -> None:
     plain = make_run(tmp_path / "plain", "real", loss=3.6)
     distilled = make_run(tmp_path / "distilled", "real", loss=3.4)
     value = json.loads((distilled / "record.json").read_text())
-    value["config"]["trainer"]["callbacks"] = [{"class_path": "megalit.callbacks.SelfDistillation"}]
-    (distilled / "record.json").write_text(json.dumps(value))
-    labels = {stream_label(read_record(folder)) for folder in (plain, distilled)}
-    assert labels == {"real only", "real only, distilled"}
+    callback = {"class_path": "megalit.callbacks.SelfDistillation"}
+    for callbacks in ([callback], callback):  # Lightning takes a single one, too
+        value["config"]["trainer"]["callbacks"] = callbacks
+        (distilled / "record.json").write_text(json.dumps(value))
+        labels = {stream_label(read_record(folder)) for folder in (plain, distilled)}
+        assert labels == {"real only", "real only, distilled"}
 
 
 def test_optimizers_are_compared_in_panels_of_their_own(tmp_path: Path) -> None:

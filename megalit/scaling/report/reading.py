@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from megalit.scaling.ledger import read_ledger
 from megalit.scaling.records import RunRecord
 
 EVALUATION = "evaluation.json"
+# The checkpoint that an evaluation is of.
+_STEP = re.compile(r"step-(\d+)\.ckpt")
 
 # (x, loss in nats per token), by x.
 Curve = tuple[tuple[float, float], ...]
@@ -39,10 +42,17 @@ class SuiteResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``megalit evaluate`` found: losses by suite, and accuracies of benchmarks."""
+    """What ``megalit evaluate`` found.
+
+    Attributes:
+        suites: losses by suite.
+        tasks: accuracies of benchmarks.
+        conditions: how each suite and each benchmark was measured.
+    """
 
     suites: dict[str, SuiteResult] = field(default_factory=dict)
     tasks: dict[str, float] = field(default_factory=dict)
+    conditions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def find_runs(places: Iterable[str]) -> Findings:
     ensemble_folders = list(dict.fromkeys(file.parent for root in roots for file in sorted(root.rglob(ENSEMBLE))))
     names = _names([*ledger.records, *ensemble_folders])
     runs = {
-        folder: Run(folder, names[folder], record, _evaluation(folder / EVALUATION, problems))
+        folder: Run(folder, names[folder], record, _evaluation(folder, record, problems))
         for folder, record in ledger.records.items()
     }
     ensembles = []
@@ -141,19 +151,25 @@ def _names(folders: Sequence[Path]) -> dict[Path, str]:
     return {folder: folder.relative_to(common).as_posix() for folder in folders}
 
 
-def _evaluation(path: Path, problems: list[str]) -> Evaluation:
+def _evaluation(folder: Path, record: RunRecord, problems: list[str]) -> Evaluation:
+    path = folder / EVALUATION
     if not path.exists():
         return Evaluation()
     try:
-        return _read_evaluation(path)
+        return _read_evaluation(path, record)
     except UserError as error:
         problems.append(str(error))
         return Evaluation()
 
 
-def _read_evaluation(path: Path) -> Evaluation:
+def _read_evaluation(path: Path, record: RunRecord) -> Evaluation:
     value = read_json(path)
     try:
+        step = _STEP.fullmatch(str(value.get("checkpoint")))
+        if step and record.status == "finished" and int(step[1]) != record.steps:
+            raise UserError(
+                f"{path} is of step {int(step[1])} and its run has {record.steps}: run `megalit evaluate` again"
+            )
         suites = {
             str(suite): SuiteResult(
                 result["nats_per_token"],
@@ -164,9 +180,11 @@ def _read_evaluation(path: Path) -> Evaluation:
             for suite, result in value.get("suites", {}).items()
         }
         tasks = {str(task): float(result["accuracy"]) for task, result in value.get("tasks", {}).items()}
+        measured = {**value.get("suites", {}), **value.get("tasks", {})}
+        conditions = {str(name): dict(result.get("conditions") or {}) for name, result in measured.items()}
     except (AttributeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no evaluation ({error}): run `megalit evaluate` again") from error
-    return Evaluation(suites, tasks)
+    return Evaluation(suites, tasks, conditions)
 
 
 def _curve(result: dict[str, Any], name: str) -> Curve:

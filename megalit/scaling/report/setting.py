@@ -142,13 +142,7 @@ class Setting:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The configuration, flat, without what does not change a result."""
-        flat = flatten(self.record.config)
-        for trainer in [key for key in flat if key.startswith("trainer.")]:
-            if trainer.split(".")[1] not in _TRAINER:
-                del flat[trainer]
-        stores = self.record.plan.get("settings", {}).get("stores")
-        return flat | ({"stores": json.dumps(stores)} if stores else {})
+        return settings_of(self.record)
 
     def loss(self, suite: str) -> Loss | None:
         return self._over_seeds([loss_of(run, suite) for run in self.runs])
@@ -205,8 +199,20 @@ def stream_label(record: RunRecord) -> str:
 
 
 def _is_distilled(record: RunRecord) -> bool:
-    callbacks = record.config.get("trainer", {}).get("callbacks") or ()
+    callbacks = record.config.get("trainer", {}).get("callbacks") or []
+    # Lightning takes a single one, too.
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     return any("SelfDistillation" in str(callback.get("class_path")) for callback in callbacks)
+
+
+def settings_of(record: RunRecord) -> dict[str, Any]:
+    """A run's configuration, flat, without what does not change a result but for the noise of seeds."""
+    flat = flatten(record.config)
+    for trainer in [key for key in flat if key.startswith("trainer.")]:
+        if trainer.split(".")[1] not in _TRAINER:
+            del flat[trainer]
+    stores = record.plan.get("settings", {}).get("stores")
+    return flat | ({"stores": json.dumps(stores)} if stores else {})
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,12 +2,16 @@
 context and optimizer can be held against each other."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from megalit.scaling.published import PublishedCurve
 from megalit.scaling.report.reading import Ensemble, Findings, Run
 from megalit.scaling.report.setting import KINDS, REAL_ONLY, Family, Loss, Setting, loss_of
+
+# Of an evaluation's conditions: which points of the curves there are, and the arithmetic.
+_NO_MATTER = {"lengths", "bucket", "precision"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class Study:
 
 
 def make_study(findings: Findings) -> tuple[Study, list[str]]:
-    """Join seeds. Gives the study, and a line for each run that has no finite loss."""
+    """Join seeds. Gives the study, and a line for each run that has no finite loss or whose evaluation does not compare
+    with another's."""
     suites: dict[str, None] = {}
     groups: dict[str, list[Run]] = {}
     problems = []
@@ -79,6 +84,7 @@ def make_study(findings: Findings) -> tuple[Study, list[str]]:
             problems.append(f"{run.name} has no finite loss: it diverged, or had no validation documents")
         groups.setdefault(_key(run), []).append(run)
     settings = sorted((Setting(tuple(runs)) for runs in groups.values()), key=order_of)
+    problems += _measured_differently(settings)
     of_run = {run.folder: setting for setting in settings for run in setting.runs}
     ensembles = [
         (of_run.get(ensemble.members[0].folder, Setting((ensemble.members[0],))), ensemble)
@@ -90,6 +96,22 @@ def make_study(findings: Findings) -> tuple[Study, list[str]]:
         points = run.record.validation_curve
         suites |= {suite: None for point in points for suite in point.losses if not suite.startswith("ensemble/")}
     return Study(tuple(settings), tuple(ensembles), findings.unfinished, tuple(suites)), problems
+
+
+def _measured_differently(settings: Iterable[Setting]) -> Iterator[str]:
+    """Suites and benchmarks that were not measured in the same way in all runs of a family."""
+    first: dict[tuple[Family, str], tuple[Run, dict[str, Any]]] = {}
+    for setting in settings:
+        for run in setting.runs:
+            for name, conditions in run.evaluation.conditions.items():
+                counts = {key: value for key, value in conditions.items() if key not in _NO_MATTER}
+                other, known = first.setdefault((setting.family, name), (run, counts))
+                differing = [key for key in {**known, **counts} if known.get(key) != counts.get(key)]
+                if differing:
+                    yield (
+                        f"{name} was measured with another {' and '.join(differing)} in {run.name} than in "
+                        f"{other.name}: what was found does not compare, give `megalit evaluate` the same settings"
+                    )
 
 
 def order_of(setting: Setting) -> tuple[Any, ...]:
