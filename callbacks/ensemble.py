@@ -91,8 +91,8 @@ class Ensemble(lightning.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         name = list(self._means)[dataloader_idx]
-        windows = batch["provenance"][:, 3].tolist()
-        if windows[0] < 0:  # padding
+        windows = [window for window in batch["provenance"][:, 3].tolist() if window >= 0]
+        if not windows:  # padding
             return
         first = self._first_target[name]
         part = slice(first[windows[0]], first[windows[-1] + 1])

@@ -194,24 +194,28 @@ class GlobalBatchSampler(Sampler[range]):
             yield range(first + self._start, first + self._stop)
 
 
-class SuiteSampler(Sampler[range]):
+class SuiteSampler(Sampler[Sequence[int]]):
     """Yields this rank's windows of a validation suite in batches; no window twice, none left out.
 
-    Every rank has as many batches as the others, because a sharded model runs on all ranks at once: where windows
-    run out, a batch is the padding window, number -1.
+    Every rank has as many batches as the others, of as many windows: a sharded model runs on all ranks at once, and
+    each pass of one waits for all others. Where windows run out, a batch is filled with the padding window, number -1.
     """
 
     def __init__(self, windows: int, batch: int, rank: int, world_size: int) -> None:
         batch = max(1, min(batch, -(-windows // world_size)))
-        ranges = [range(first, min(first + batch, windows)) for first in range(0, windows, batch)]
-        padded = max(1, -(-len(ranges) // world_size)) * world_size
-        self._ranges = (ranges + [range(-1, 0)] * (padded - len(ranges)))[rank::world_size]
+        parts = [range(first, min(first + batch, windows)) for first in range(0, windows, batch)]
+        self._batches: list[Sequence[int]] = []
+        for first in range(0, max(1, len(parts)), world_size):
+            together = parts[first : first + world_size]
+            own = together[rank] if rank < len(together) else range(0)
+            longest = len(together[0]) if together else 1
+            self._batches.append([*own, *[-1] * (longest - len(own))])
 
     def __len__(self) -> int:
-        return len(self._ranges)
+        return len(self._batches)
 
-    def __iter__(self) -> Iterator[range]:
-        return iter(self._ranges)
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        return iter(self._batches)
 
 
 def _leave_signals_to_training(worker: int) -> None:
@@ -238,7 +242,7 @@ class BatchLoader:
     state (consumed samples), so there is nothing to add here.
     """
 
-    def __init__(self, dataset: Dataset[torch.Tensor], sampler: Sampler[range], num_workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset[torch.Tensor], sampler: Sampler[Any], num_workers: int = 0) -> None:
         self.dataset = dataset
         self._sampler: Any = sampler
         self._loader = DataLoader(
@@ -246,6 +250,8 @@ class BatchLoader:
             sampler=sampler,
             batch_size=None,
             num_workers=num_workers,
+            # A copy of all tokens would be sent to a process that is not forked, as is the default from Python 3.14 on.
+            multiprocessing_context="fork" if num_workers else None,
             worker_init_fn=_leave_signals_to_training,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -3,6 +3,7 @@
 python sharded_training.py STORES FOLDER STOP_AT PRECISION [TEACHER]
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def new_model() -> LanguageModel:
 def train(stores: str, folder: Path, stop_at: int, teacher: str | None = None, **trainer: Any) -> LanguageModel:
     data = StitchedStream(stores=stores, context_length=32, global_batch=4, generations=2, total_tokens=STEPS * 4 * 32)
     model = new_model()
-    settings = {"accelerator": "cpu", "limit_val_batches": 0, "logger": False, "max_epochs": 1, **trainer}
+    settings = {"accelerator": "cpu", "logger": False, "max_epochs": 1, "num_sanity_val_steps": 0, **trainer}
     run = lightning.Trainer(
         use_distributed_sampler=False,
         enable_progress_bar=False,
@@ -64,6 +65,9 @@ def train(stores: str, folder: Path, stop_at: int, teacher: str | None = None, *
     )
     run.fit(model, data, ckpt_path=Checkpoint.newest(folder), weights_only=True)
     assert run.global_step == stop_at
+    if stop_at == STEPS and run.is_global_zero:
+        loss = float(run.callback_metrics["validation/iid"])
+        (folder / "validation.json").write_text(json.dumps(loss))
     return model
 
 

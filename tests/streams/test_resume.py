@@ -38,7 +38,9 @@ def test_any_topology_can_go_on_where_another_stopped(
 @given(st.integers(0, 50), st.integers(1, 7), st.integers(1, 8))
 def test_validation_takes_every_window_once_on_any_number_of_ranks(windows: int, batch: int, world: int) -> None:
     samplers = [SuiteSampler(windows, batch, rank, world) for rank in range(world)]
-    assert all(len(sampler) >= 1 for sampler in samplers)
+    assert len(samplers[0]) >= 1
+    # As many windows in each batch on every rank: the passes of a sharded model wait for each other.
+    assert len({tuple(map(len, sampler)) for sampler in samplers}) == 1
     taken = [window for sampler in samplers for part in sampler for window in part]
     # A rank without a window gets the padding window.
     assert sorted(window for window in taken if window >= 0) == list(range(windows))
