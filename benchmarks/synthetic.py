@@ -60,7 +60,8 @@ def _write(
             "bytes": pa.array(lengths * 4),
         }
         table = pa.table({name: columns.get(name, pa.nulls(count)) for name in ITEMS.names}).cast(ITEMS)
-        pq.write_table(table, temporary / "items.parquet")
+        # In groups as TableWriter's.
+        pq.write_table(table, temporary / "items.parquet", row_group_size=1024)
         manifest = Manifest(
             kind=kind,
             tokenizer="random",

@@ -53,6 +53,19 @@ def _by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
     }
 
 
+def _numbered(
+    trainer: lightning.Trainer, model: lightning.LightningModule, optimizer: torch.optim.Optimizer
+) -> list[str]:
+    """Names of the parameters in the order in which an optimizer's state counts them.
+
+    Torch's optimizers count them by their groups, Lightning's sharded strategy by the model, where it gathers them.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        return list(names.values())
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _by_position(state: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state by parameter number, as torch's optimizers have it, from one by parameter name."""
     names = [name for group in state["param_groups"] for name in group["params"]]
@@ -147,12 +160,8 @@ class Checkpoint(callbacks.Checkpoint):
         if loop is not None and trainer.global_step and not self._is_over(trainer):
             # Lightning counts an epoch that was stopped early as completed, and would not go on with it.
             loop["epoch_progress"]["current"].update(processed=0, completed=0)
-        # Numbers depend on how parameters are grouped, and Lightning's sharded strategy counts them in another way.
-        names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         checkpoint["optimizer_states"] = [
-            _by_name(state, [names[id(p)] for group in optimizer.param_groups for p in group["params"]])
-            if _has(state, int)
-            else state
+            _by_name(state, _numbered(trainer, pl_module, optimizer)) if _has(state, int) else state
             for optimizer, state in zip(trainer.optimizers, checkpoint.get("optimizer_states", []), strict=True)
         ]
 
@@ -203,7 +212,8 @@ def _validates_now(trainer: lightning.Trainer) -> bool:
     """Whether Lightning validates after the batch that has just ended."""
     loop: Any = trainer.fit_loop.epoch_loop
     every = trainer.val_check_batch
-    if not trainer.enable_validation or every is None or every == float("inf"):
+    # A data set without held-out documents has a validation that is skipped, and nobody is told of its end.
+    if not loop._should_check_val_epoch() or loop.val_loop.skip or every is None or every == float("inf"):
         return False
     return (loop.batch_idx + 1) % int(every) == 0
 

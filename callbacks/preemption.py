@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import callbacks
 
 from megalit.errors import UserError
@@ -27,7 +28,8 @@ class Preemption(callbacks.Checkpoint):
     The handler of a signal only sets a flag. Ranks agree on it at the end of a step, so a signal that finds one rank
     in a collective, or reaches one rank only, stops all of them at the same step. The run is saved by the trainer's
     own checkpoint callback, behind a validation that is due; then the first rank asks for the requeue, and every rank
-    ends with code 75 (:class:`~megalit.preemption.Preempted`), never as a success. Lightning's handlers, which save
+    ends with code 75 (:class:`~megalit.preemption.Preempted`), never as a success; where Lightning has started the
+    others from the first one, that one does. Lightning's handlers, which save
     in the middle of a step and call collectives while they are at it, stay out.
 
     It is of Lightning's checkpoint kind, so that it is called behind all others, when the step is complete. A script
@@ -99,7 +101,15 @@ class Preemption(callbacks.Checkpoint):
             requeued = self.requeue and self.requeue_job()
             say_stopped(STOP.received or "a signal to another rank", requeued, f" at step {trainer.global_step:,}")
         trainer.strategy.barrier()
-        raise Preempted
+        # Lightning kills the processes that it has started, and the first one, when one of them ends with a code.
+        raise Preempted(0) if _was_started_by_another(trainer) else Preempted
+
+
+def _was_started_by_another(trainer: lightning.Trainer) -> bool:
+    """Whether the first process of this machine has started this one, and not torchrun or SLURM."""
+    return trainer.local_rank > 0 and isinstance(
+        getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment
+    )
 
 
 def _nothing() -> None:

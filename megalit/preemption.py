@@ -21,8 +21,8 @@ SIGNALS = ("SIGUSR1", "SIGTERM")
 class Preempted(SystemExit):
     """A run that was told to stop has saved itself: the process ends with code 75, and the same command continues."""
 
-    def __init__(self) -> None:
-        super().__init__(STOPPED)
+    def __init__(self, code: int = STOPPED) -> None:
+        super().__init__(code)
 
 
 class StopSignals:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -102,6 +103,19 @@ def _leave_group() -> None:
     """End the processes' connections before the interpreter does, which now and then aborts over them."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _check_validation(trainer: Any, steps: int) -> None:
+    """Refuse an interval that Lightning would refuse when the run has begun."""
+    every = trainer.val_check_interval
+    if isinstance(every, int) and every > steps and trainer.check_val_every_n_epoch is not None:
+        raise UserError(
+            f"trainer.val_check_interval is {every} steps and the run has {steps}: choose fewer, or a share such as 0.1"
+        )
+
+
+def _forget(state_dict: dict[str, Any]) -> None:
+    """Load nothing."""
 
 
 def _is_requeued() -> bool:
@@ -218,6 +232,7 @@ class TrainingCLI(LightningCLI):
         self.model.check_plan(plan)
         self.model.check_trainer(self.trainer)
         trainer: Any = self.trainer
+        _check_validation(trainer, plan.steps)
         for callback in trainer.callbacks:
             if isinstance(callback, Checked):
                 callback.check(self.model, plan)
@@ -238,6 +253,10 @@ class TrainingCLI(LightningCLI):
         for logger in trainer.loggers:
             # Lightning tells them the model's settings; runs differ in their data, too.
             logger.log_hyperparams({name: self.plain_config[name] for name in ("data", "seed_everything")})
+        for callback in trainer.callbacks:
+            if isinstance(callback, Timer):
+                # It would take up the time of earlier starts, and a run at its limit could never be continued.
+                callback.load_state_dict = _forget  # type: ignore[method-assign]
         STOP.at_once = False  # from here on there is something to save
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         done, samples = self.trainer.global_step, plan.steps * plan.global_batch

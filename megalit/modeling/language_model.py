@@ -221,6 +221,8 @@ class LanguageModel(Decoder):
                 f"trainer.strategy is {type(trainer.strategy).__name__}: use ddp, or ModelParallelStrategy to shard "
                 "the model"
             )
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            sharding.check_sizes(trainer.strategy, trainer.world_size)
 
     # Training --------------------------------------------------------------------------------------
 
@@ -230,8 +232,9 @@ class LanguageModel(Decoder):
             raise UserError("the model is sharded, and Lightning cannot average sharded weights: use DDP, or leave it")
         self.check_trainer(trainer)
         if self.micro_batch == "auto":
-            self.micro_batch = self._found_micro_batch or find_micro_batch(self, self._plan)
-            self._found_micro_batch = self.micro_batch
+            # Without noise it changes no result, and this may be another GPU.
+            kept = self._found_micro_batch if self.regularization.is_on else None
+            self.micro_batch = self._found_micro_batch = kept or find_micro_batch(self, self._plan)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """One optimizer step on this rank's share of a global batch."""

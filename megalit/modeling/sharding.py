@@ -5,12 +5,30 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from megalit.errors import UserError
+
+
+def check_sizes(strategy: ModelParallelStrategy, devices: int) -> None:
+    """Refuse sizes with which not all devices would share the model.
+
+    Raises:
+        UserError: the strategy's sizes are not those of one group of all devices.
+    """
+    data, tensor = strategy._data_parallel_size, strategy._tensor_parallel_size
+    # Lightning's own: a group of the devices of each node shares each matrix.
+    data = strategy.num_nodes if data == "auto" else data
+    tensor = strategy.num_processes if tensor == "auto" else tensor
+    if (data, tensor) != (devices, 1):
+        raise UserError(
+            f"the strategy's data_parallel_size is {data} and its tensor_parallel_size {tensor}, on {devices} devices: "
+            f"set {devices} and 1"
+        )
 
 
 def shard(model: Any, mesh: DeviceMesh, mixed: bool = False) -> None:

@@ -20,6 +20,8 @@ from megalit.errors import UserError
 from megalit.files import read_json
 
 FORMAT = 1
+# Rows of a part of a column.
+_PART_ROWS = 1 << 20
 Kind = Literal["real", "validation", "generations", "thoughts", "samples"]
 
 ITEMS = pa.schema(
@@ -215,8 +217,15 @@ class TokenStore:
         path = self.folder / "items.parquet"
         try:
             with pq.ParquetFile(path, read_dictionary=[column]) as file:
-                for batch in file.iter_batches(1 << 20, columns=[column]):
-                    yield batch.column(0)
+                pending: list[pa.Array] = []
+                # Batches end with the file's groups, which are small; what is done for each part is not.
+                for batch in file.iter_batches(_PART_ROWS, columns=[column]):
+                    pending.append(batch.column(0))
+                    if sum(map(len, pending)) >= _PART_ROWS:
+                        yield pa.chunked_array(pending).unify_dictionaries().combine_chunks()
+                        pending = []
+                if pending:
+                    yield pa.chunked_array(pending).unify_dictionaries().combine_chunks()
         except (pa.ArrowException, OSError) as error:
             raise damaged(path, error) from error
 

@@ -51,7 +51,8 @@ def trace(folder: Path, rank: int) -> list[str]:
 @pytest.mark.parametrize("case", STOPS)
 def test_all_ranks_stop_at_one_step_and_the_run_ends_as_if_undisturbed(case: str, runs: Path) -> None:
     for rank in range(2):
-        assert result(runs / case, rank)["codes"] == [STOPPED, 0]
+        # Lightning would kill all where a process behind the first one ended with a code.
+        assert result(runs / case, rank)["codes"] == [STOPPED if rank == 0 else 0, 0]
         # No step twice, none left out, each validation once; not even with the work of a checkpoint lost.
         assert trace(runs / case, rank) == trace(runs / "undisturbed", rank)
         assert len(trace(runs / case, rank)) == 24 + 2

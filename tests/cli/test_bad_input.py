@@ -70,6 +70,7 @@ CONFIGURATION = {
     ("--model.gradient_clip", "0"): "model.gradient_clip is 0.0: choose a positive value, or null",
     ("--trainer.accelerator", "gpu"): "trainer's settings do not work together or not here",
     ("--trainer.strategy", "fsdp"): "trainer's settings do not work together or not here",
+    ("--trainer.val_check_interval", "100000"): "trainer.val_check_interval is 100000 steps and the run has",
     ("--trainer.precision", "16-true"): "trainer.precision is 16-true, which this model does not train in",
     ("--config", "absent.yaml"): "absent.yaml",
 }

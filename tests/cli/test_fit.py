@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -260,6 +261,26 @@ def test_a_run_that_stops_early_is_not_finished_and_continues(
     assert "step-000000012.ckpt" in capsys.readouterr().err
     assert run("fit", "--config", small, "--run", "whole") == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_time_limit_is_that_of_each_start(run: Run, small: Path, tmp_path: Path) -> None:
+    flags = ("fit", "--config", small, "--data.total_tokens", "400000", "--trainer.max_time", "00:00:00:01")
+    steps = [0]
+    for _ in range(2):
+        assert run(*flags) == 0
+        steps.append(read_record(tmp_path / "run").steps)
+    assert steps[0] < steps[1] < steps[2] < 3125
+
+
+def test_without_held_out_documents_checkpoints_wait_for_no_validation(
+    run: Run, small: Path, data_set: DataSet, tmp_path: Path
+) -> None:
+    shutil.copytree(data_set.folder, tmp_path / "stores", ignore=shutil.ignore_patterns("validation"))
+    flags = ["--data.stores", tmp_path / "stores", "--trainer.val_check_interval", "4"]
+    flags += ["--checkpoint.every_n_steps", "4", "--checkpoint.every_minutes", "null", "--checkpoint.keep", "99"]
+    assert run("fit", "--config", small, *flags) == 0
+    saved = sorted(path.stem for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    assert saved[:3] == ["step-000000004", "step-000000008", "step-000000012"]
 
 
 def test_a_run_is_not_replaced_by_one_that_cannot_start(run: Run, small: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A sharded training run on two CPU processes; started by test_sharding.py.
 
-python sharded_training.py STORES FOLDER STOP_AT PRECISION [TEACHER]
+python sharded_training.py STORES FOLDER STOP_AT PRECISION FILES [TEACHER]
+
+FILES is ``shards`` or ``whole``: how checkpoints are written.
 """
 
 import json
@@ -72,6 +74,11 @@ def train(stores: str, folder: Path, stop_at: int, teacher: str | None = None, *
 
 
 if __name__ == "__main__":
-    stores, folder, stop_at, precision, *teachers = sys.argv[1:]
-    sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+    stores, folder, stop_at, precision, files, *teachers = sys.argv[1:]
+    sharded = ModelParallelStrategy(
+        data_parallel_size=2,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=files == "shards",
+        process_group_backend="gloo",
+    )
     train(stores, Path(folder), int(stop_at), *teachers, devices=2, strategy=sharded, precision=precision)

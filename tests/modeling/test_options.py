@@ -13,7 +13,7 @@ from sharded_training import StopAt
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint
 from megalit.errors import UserError
-from megalit.modeling import micro_batch
+from megalit.modeling import language_model, micro_batch
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.optimizers import OptimizerSettings, Schedule
 from megalit.modeling.transformer import Regularization
@@ -281,6 +281,22 @@ def test_a_loss_that_is_no_number_is_not_hidden_in_a_validation(data_set: DataSe
     )
     (result,) = trainer.validate(LanguageModel("nano", seed=1), data, verbose=False)
     assert str(result["validation/iid"]) == "nan"
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_size_that_was_found_is_kept_only_where_it_is_part_of_the_result(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run may go on on a GPU with less memory."""
+    model = LanguageModel("nano", micro_batch="auto", regularization=Regularization(dropout=noise))
+    model.on_load_checkpoint({"micro_batch": 8})
+    trainer: Any = SimpleNamespace(callbacks=[], strategy=None, datamodule=SimpleNamespace(plan=object()))
+    monkeypatch.setattr(LanguageModel, "trainer", trainer)
+    monkeypatch.setattr(LanguageModel, "check_trainer", lambda *_: None)
+    monkeypatch.setattr(LanguageModel, "_plan", None)
+    monkeypatch.setattr(language_model, "find_micro_batch", lambda *_: 2)
+    model.on_fit_start()
+    assert model.micro_batch == (8 if noise else 2)
 
 
 def test_a_validation_is_the_same_in_any_micro_batch(data_set: DataSet, tmp_path: Path) -> None:

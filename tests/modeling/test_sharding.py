@@ -10,6 +10,7 @@ import pytest
 import torch
 from data_sets import DataSet
 from forks import Fork, finish, fork, ranks
+from lightning.pytorch.strategies import ModelParallelStrategy
 from sharded_training import STEPS, new_model, train
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint
@@ -22,8 +23,10 @@ from megalit.modeling.shapes import Shape
 SCRIPT = Path(__file__).parent / "sharded_training.py"
 
 
-def shard(data_set: DataSet, folder: Path, stop_at: int, *teachers: str, precision: str = "32-true") -> list[Fork]:
-    arguments = (data_set.folder, folder, str(stop_at), precision, *teachers)
+def shard(
+    data_set: DataSet, folder: Path, stop_at: int, *teachers: str, precision: str = "32-true", files: str = "shards"
+) -> list[Fork]:
+    arguments = (data_set.folder, folder, str(stop_at), precision, files, *teachers)
     return [fork(SCRIPT, *arguments, **rank) for rank in ranks(2)]
 
 
@@ -58,6 +61,23 @@ def test_one_process_and_a_sharded_run_continue_each_other(data_set: DataSet, tm
             torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4, msg=f"{name}: {key}")
 
 
+def test_a_sharded_run_goes_on_from_a_whole_checkpoint(data_set: DataSet, tmp_path: Path) -> None:
+    """Torch's optimizers and Lightning's strategy count parameters in different orders, a checkpoint names them."""
+    finish(shard(data_set, tmp_path / "sharded", 3, files="whole"))
+    newest = Checkpoint.newest(tmp_path / "sharded")
+    assert newest is not None
+    assert newest.is_file()
+    state = torch.load(newest, weights_only=True)
+    moments = state["optimizer_states"][0]["state"]
+    assert {name: value["exp_avg"].shape for name, value in moments.items()} == {
+        name: value.shape for name, value in state["state_dict"].items()
+    }
+    finish(shard(data_set, tmp_path / "sharded", STEPS, files="whole"))
+    train(str(data_set.folder), tmp_path / "whole", STEPS, devices=1)
+    for name, value in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(weights(tmp_path / "sharded")[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
 def test_blocks_gathered_in_bfloat16_learn_what_one_process_learns(data_set: DataSet, tmp_path: Path) -> None:
     """Rounding differs, and with it small entries of Adam's steps; the way from the first weights is the same."""
     sharded = shard(data_set, tmp_path / "sharded", STEPS, precision="bf16-mixed")
@@ -84,6 +104,10 @@ def test_what_cannot_be_sharded_is_refused_by_name(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
     with pytest.raises(UserError, match="set its tensor_parallel_size to 1 and data_parallel_size"):
         sharding.shard(tied, mesh)
+    strategy: Any = ModelParallelStrategy(data_parallel_size=4, tensor_parallel_size=1)
+    with pytest.raises(UserError, match="data_parallel_size is 4 and its tensor_parallel_size 1, on 8 devices"):
+        sharding.check_sizes(strategy, 8)
+    sharding.check_sizes(strategy, 4)
     muon = LanguageModel("nano", vocabulary_size=40, optimizer=OptimizerSettings("muon"))
     monkeypatch.setattr(lightning.LightningModule, "device_mesh", object())
     with pytest.raises(UserError, match="Muon needs whole matrices"):
