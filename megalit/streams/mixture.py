@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
@@ -73,6 +74,7 @@ class Mixture:
         self._embeddings = _file_digest(settings.embeddings)
         self.streams = [self._stream(component) for component in components]
         own = self._open(settings.stores)
+        self._check_held_out(own.stores)
         real_tokens = own.real_tokens
         if real_tokens <= settings.context_length:
             raise UserError(
@@ -118,6 +120,22 @@ class Mixture:
                 key = fingerprint([key, self._related()])
             self._opened[folder] = _Opened(stores, literals, mapped, tables, key)
         return self._opened[folder]
+
+    def _check_held_out(self, own: StoreSet) -> None:
+        """Refuse to replay a document that the mixture's own corpus holds out: another one may not have done so."""
+        if own.validation is None:
+            return
+        held_out = own.validation.items(["content_hash"]).column(0).combine_chunks()
+        for folder, opened in self._opened.items():
+            if opened.stores is own:
+                continue
+            parts = opened.stores.real.column_as_dictionaries("content_hash")
+            found = sum(pc.sum(pc.is_in(part.dictionary, held_out, skip_nulls=True)).as_py() or 0 for part in parts)
+            if found:
+                raise UserError(
+                    f"{folder} trains on {found:,} documents that {own.folder} holds out: build both with the same "
+                    "validation_fraction, or without the documents that they share"
+                )
 
     def _path(self, mapped: MappedTables) -> Integers:
         """The path over related documents, found once per node."""

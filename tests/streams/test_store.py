@@ -12,12 +12,12 @@ import pytest
 from data_sets import DataSet
 from litdata import StreamingDataset
 
-from megalit.corpus.tables import TRAIN, VALIDATION
+from megalit.corpus.tables import TRAIN, VALIDATION, TableWriter
 from megalit.errors import UserError
 from megalit.streams import building
 from megalit.streams.building import build_store
 from megalit.streams.sources import real_rows
-from megalit.streams.store import DocumentLoader, TokenStore, open_stores
+from megalit.streams.store import ITEMS, DocumentLoader, TokenStore, open_stores
 
 
 @pytest.fixture
@@ -136,6 +136,18 @@ def test_verification_finds_a_flipped_bit(store: Path) -> None:
     chunk.write_bytes(data)
     with pytest.raises(UserError, match=rf"{chunk.name} does not hold what was written"):
         building.verify(store)
+
+
+def test_a_column_is_read_in_few_parts_however_many_groups_its_file_has(store: Path) -> None:
+    """What is looked up for each part costs as much as all real documents."""
+    ids = [f"document-{number % 700}" for number in range(5000)]
+    with TableWriter(store / "items.parquet", ITEMS) as table:
+        for one in ids:
+            table.write({"document_id": one})
+    assert pq.ParquetFile(store / "items.parquet").num_row_groups == 5
+    (part,) = TokenStore(store).column_as_dictionaries("document_id")
+    assert part.to_pylist() == ids
+    assert len(part.dictionary) == 700
 
 
 def test_a_build_that_fails_leaves_nothing(data_set: DataSet, tmp_path: Path) -> None:

@@ -142,11 +142,14 @@ def test_a_request_says_what_is_wanted(server: Server, monkeypatch: pytest.Monke
     assert not neutral.keys() & server.bodies[2].keys()
 
 
-def test_a_base_model_gets_plain_text(server: Server) -> None:
+def test_a_base_model_gets_plain_text_or_its_bos(server: Server, data_set: Any) -> None:
     complete(server, chat=False)
-    complete(server, Request((), "sample"), chat=False)
+    complete(server, Request((), "sample"), chat=False, tokenizer=str(data_set.stores.tokenizer))
     assert [sent["path"] for sent in server.bodies] == ["/v1/completions"] * 2
-    assert [sent["prompt"] for sent in server.bodies] == ["say it\n\n", ""]
+    # vLLM refuses an empty prompt, and not every tokenizer puts BOS before one.
+    assert [sent["prompt"] for sent in server.bodies] == ["say it\n\n", [data_set.tokenizer.bos]]
+    with pytest.raises(UserError, match=r"name its tokenizer in engine\.tokenizer"):
+        complete(server, Request((), "sample"), chat=False)
     with pytest.raises(UserError, match="set engine.chat false"):
         complete(server, Request((), "sample"))
 

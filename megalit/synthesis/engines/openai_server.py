@@ -38,8 +38,8 @@ class OpenAI(Engine):
         url: where the server is, up to ``/v1``.
         revision: any name that tells this model from another of the same name; part of each generation's identity.
         chat: ask its chat endpoint; false asks for plain completion, for a base model.
-        tokenizer: folder or hub name of the model's tokenizer, to measure texts with; without it a token is taken to
-            be four bytes.
+        tokenizer: folder or hub name of the model's tokenizer, to measure texts with, and for the BOS that samples
+            begin with; without it a token is taken to be four bytes.
         key_variable: environment variable that holds the key.
         in_flight: requests under way at once.
         timeout: seconds until an answer counts as lost.
@@ -175,10 +175,15 @@ class OpenAI(Engine):
             turns = [{"role": message.role, "content": message.content} for message in request.messages]
             answer = await self._client.chat.completions.create(messages=turns, **common)
         else:
-            # An empty prompt is the server's to begin: it puts BOS before it.
-            prompt = plain_text(request.messages) if request.messages else ""
+            prompt = plain_text(request.messages) if request.messages else self._beginning(request)
             answer = await self._client.completions.create(prompt=prompt, **common)
         return self._completion(answer)
+
+    def _beginning(self, request: Request) -> list[int]:
+        """The prompt of a sample: BOS. Servers refuse an empty one, or put no BOS before it."""
+        if self._encoder is None:
+            raise UserError("samples begin with the model's BOS token: name its tokenizer in engine.tokenizer")
+        return self._encoder.encode(request)
 
     def _completion(self, answer: Any) -> Completion:
         text, finish, usage = _parts(answer, self._chat)
