@@ -85,7 +85,7 @@ class RunFolder:
         if config["data"]["init_args"]["ignore_plan"]:
             # The user asks to go on with other data.
             held = {**held, "data": config["data"], "prepare": config["prepare"]}
-        difference = _difference(held, config, "")
+        difference = first_difference(held, config, "")
         if difference:
             raise UserError(
                 f"{self.path} holds a run with another {difference}: choose another --run, or --overwrite true"
@@ -120,12 +120,13 @@ class RunFolder:
                 shutil.rmtree(folder)
 
 
-def _difference(saved: Any, asked: Any, key: str) -> str | None:
+def first_difference(saved: Any, asked: Any, key: str) -> str | None:
+    """The first setting in which two configurations are of different runs, with both values."""
     if key in _FREE:
         return None
     if isinstance(saved, dict) and isinstance(asked, dict):
         for name in {**saved, **asked}:
-            found = _difference(saved.get(name), asked.get(name), f"{key}.{name}" if key else name)
+            found = first_difference(saved.get(name), asked.get(name), f"{key}.{name}" if key else name)
             if found:
                 return found
         return None

@@ -1,5 +1,6 @@
 """``megalit sweep``: tune to a locally optimal point, with any number of workers."""
 
+import copy
 import json
 import os
 import signal
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from optuna.samplers import BaseSampler, RandomSampler
 from rich.table import Table
 
 from megalit.cli.commands import parse
 from megalit.cli.console import console
 from megalit.cli.fit_config import fit_config
+from megalit.cli.run_folder import CONFIG, first_difference
 from megalit.errors import UserError
 from megalit.tuning.certificate import Certificate, certify
 from megalit.tuning.pictures import FILE as PICTURE
@@ -98,6 +101,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     sampler = _sampler(command, space)
     base = _base_settings(command, space)
     seeds = _seeds(command, base)
+    _check_base(folder, base, space)
     study = SharedStudy(folder, command.dead_after_seconds)
     study.describe(
         sweep={
@@ -165,6 +169,30 @@ def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
     for values in ends:
         fit_config([*command.fit, *flags([axis.key for axis in space.axes], values)])
     return fit_config(command.fit)
+
+
+def _check_base(folder: Path, base: dict[str, Any], space: Space) -> None:
+    """Refuse to go on with trials of another base: a file that ``fit`` names may have changed since they were run."""
+    saved = next(iter(sorted(folder.glob(f"runs/*/{CONFIG}"))), None)
+    if saved is None:
+        return
+    held, asked = yaml.safe_load(saved.read_text()), copy.deepcopy(base)
+    for key in ("seed_everything", "model.seed", "data.seed", *space.keys):
+        for settings in (held, asked):
+            _drop(settings, key)
+    difference = first_difference(held, asked, "")
+    if difference:
+        raise UserError(
+            f"{folder} holds trials with another {difference}: give `fit` what it was, or choose another --output"
+        )
+
+
+def _drop(settings: dict[str, Any], key: str) -> None:
+    """Remove a dotted key, as :func:`_at` finds it."""
+    above, _, last = key.rpartition(".")
+    value = _at(settings, above) if above else settings
+    if isinstance(value, dict):
+        (value if last in value else value.get("init_args") or {}).pop(last, None)
 
 
 def _at(settings: dict[str, Any], key: str) -> Any:

@@ -163,6 +163,20 @@ def test_bad_input_ends_in_one_line(  # type: ignore[no-untyped-def]
     assert not (tmp_path / "sweep").exists()
 
 
+def test_trials_of_a_base_that_has_changed_are_not_mixed_with_others(
+    run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"space": {"model.learning_rate": [0.01, 0.02]}, "start": {}, "search": "grid"}
+    first = config(tmp_path, small, **space, trials=1)
+    assert run("sweep", "--config", first) == 0
+    small.write_text(small.read_text().replace("total_tokens: 5000", "total_tokens: 2500"))
+    assert run("sweep", "--config", first) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "sweep holds trials with another data.total_tokens (5000, not 2500): give `fit` what it was" in said
+    small.write_text(small.read_text().replace("total_tokens: 2500", "total_tokens: 5000"))
+    assert run("sweep", "--config", first, "--seeds", "[0, 1]", "--trials", "4") == 0
+
+
 def test_a_base_that_cannot_run_ends_with_its_own_error(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     broken = config(tmp_path, small, fit=[f"--config={small}", "--data.stores=nowhere"])
     assert run("sweep", "--config", broken) == 2
