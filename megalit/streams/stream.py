@@ -14,6 +14,9 @@ from megalit.streams.plan_arrays import Arrays, PlanArrays
 
 EpochOrder = Literal["documents", "windows", "sequential", "paper"]
 
+# Of the arrays kept on a node; another layout has another number.
+_ARRAYS = 2
+
 
 class Stream:
     """One component of a mixture.
@@ -45,7 +48,7 @@ class Stream:
         self.epoch_order = epoch_order
         self._seed = seed
         # Another version may arrange the same settings in another way.
-        versions = [__version__, np.__version__]
+        versions = [__version__, np.__version__, _ARRAYS]
         key = fingerprint([versions, identity, describe(ordering), context_length, epoch_order, seed])
         self._arrays = PlanArrays(key, self._arrange)
         self._packed: dict[int, PackedTokens] = {}
@@ -53,8 +56,7 @@ class Stream:
         # The pieces' lengths are the same in every epoch, so are these.
         self.tokens = packed.tokens
         self.windows = packed.windows(context_length)
-        generated = tables.table.generation[packed.rows] >= 0
-        self.synthetic_tokens = int(tables.table.length[packed.rows[generated]].sum(dtype=np.int64))
+        self.synthetic_tokens = int(self._arrays[0]["synthetic_tokens"][0])
 
     def forget(self) -> None:
         """Remove the epochs' arrays from this node's disk, where no other run needs them."""
@@ -102,7 +104,11 @@ class Stream:
         windows = np.arange(packed.windows(self.context_length))
         if self.epoch_order != "sequential":
             windows = self._random("windows", epoch).permutation(windows)
-        return {"rows": packed.rows, "ends": packed.ends, "windows": windows}
+        arrays: Arrays = {"rows": packed.rows, "ends": packed.ends, "windows": windows}
+        if epoch == 0:  # counted once for all processes of a node
+            generated = packed.rows[self.tables.table.generation[packed.rows] >= 0]
+            arrays["synthetic_tokens"] = np.array([self.tables.table.length[generated].sum(dtype=np.int64)])
+        return arrays
 
     def _random(self, purpose: str, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, epoch, *f"{self.name}/{purpose}".encode()])
