@@ -19,8 +19,8 @@ ITEM_ROW = 28
 _HEADER = 128
 # Joined tables: buffer, begin, length, document, generation of each row; kept, start and count of four groups.
 _TABLE_ROW, _TABLE_DOCUMENT, _TABLE_ARRAYS = 2 + 4 + 4 + 4 + 4, 8 + 2 * 4 * 8, 10
-# Pieces and where each ends; windows.
-_EPOCH_ROW, _EPOCH_WINDOW, _EPOCH_ARRAYS = 4 + 8, 8, 3
+# Pieces and where each ends; windows; and, of the first epoch, how many tokens are synthetic.
+_EPOCH_ROW, _EPOCH_WINDOW, _EPOCH_COUNT, _EPOCH_ARRAYS = 4 + 8, 8, 8, 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _arrays(
 ) -> dict[str, int]:
     tables = _TABLE_ROW * table_rows + _TABLE_DOCUMENT * documents + 48 + _TABLE_ARRAYS * _HEADER
     epochs = [
-        _EPOCH_ROW * count + _EPOCH_WINDOW * stream.windows_per_epoch + _EPOCH_ARRAYS * _HEADER
+        _EPOCH_ROW * count + _EPOCH_WINDOW * stream.windows_per_epoch + _EPOCH_COUNT + _EPOCH_ARRAYS * _HEADER
         for count, stream in zip(rows, streams, strict=True)
     ]
     # The paper's order is one for all epochs; else those next to the one being read are kept too.
