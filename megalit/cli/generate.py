@@ -89,11 +89,9 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         work.engine.open()
     with lock(output / WORK):
         _same_work(made_with, output)
+    had_work = _generate(work, corpus, output, shard)
     compacted = _compact(work, corpus, output)
-    if compacted.missing:
-        _generate(work, corpus, output, shard)
-        compacted = _compact(work, corpus, output)
-    else:
+    if not had_work and not compacted.missing:
         console.print(f"{output} is finished: {compacted.rows:,} generations; a higher `generations` adds more")
     if compacted.missing:
         console.print(f"shard {shard} is done; other shards have {compacted.missing:,} generations still to make")
@@ -142,18 +140,23 @@ def _same_work(asked: dict[str, str], output: Path) -> None:
     write_json(path, asked)
 
 
-def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> None:
+def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> bool:
+    """Make what is missing of a shard; whether anything was."""
     status = StatusFile(output, shard)
-    counts = Counts()
+    is_at_work = False
     with Step(f"generating, shard {shard}" if shard.of > 1 else "generating") as shown:
 
         def progress(now: Counts) -> None:
-            status.update(now)
+            if is_at_work:
+                status.update(now)
             if shown.is_time:
                 shown.say(_progress_text(status.figures(now)))
 
         generator = Generator(work, corpus, output / "journal", shard, progress)
         counts = generator.counts
+        is_at_work = generator.has_work()
+        if not is_at_work:
+            return False
         console.print(f"loading {work.model}")
         try:
             asyncio.run(_until_told(generator))
@@ -165,6 +168,7 @@ def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> 
             raise
     status.update(counts, "finished")
     console.print(f"shard {shard}: {_progress_text(status.figures(counts))}")
+    return True
 
 
 async def _until_told(generator: Generator) -> None:

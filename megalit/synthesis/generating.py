@@ -17,8 +17,10 @@ from megalit.synthesis.items import Generated, Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Settings
 from megalit.synthesis.work import Counts, Shard, Work, document_items, sources
 
-# How often what other shards have written is looked at, in seconds.
-_REFRESH = 30.0
+# How often what other processes have written is looked at, in seconds, and for what share of the time at most: all
+# shards read what all have written, however many there are.
+_LOOK_EVERY = 30.0
+_LOOK_SHARE = 0.02
 _TICK = 5.0
 # Samples in a row of which none was accepted, after which a run up to a number of tokens is given up.
 _HOPELESS = 200
@@ -49,7 +51,8 @@ class Generator:
         self._shard = shard or Shard()
         self._progress = progress
         self._ledger = work.ledger()
-        self._looked = 0.0
+        self._next_look = 0.0
+        self._to_do: Iterator[Item] | None = None
         self._named = False
         self._in_vain = 0
         self.counts = Counts(self._total())
@@ -60,18 +63,24 @@ class Generator:
         documents = range(self._shard.number, self._corpus.manifest["documents"][TRAIN], self._shard.of)
         return len(documents) * len(self._work.recipe.indices(self._work.count))
 
+    def has_work(self) -> bool:
+        """Read the journal, and say whether anything of this shard is missing."""
+        self._refresh()
+        missing = self._missing()
+        first = next(missing, None)
+        self._to_do = iter(()) if first is None else chain([first], missing)
+        return first is not None
+
     async def run(self) -> Counts:
-        """Make what is missing.
+        """Make what is missing; where nothing is, the engine is not needed.
 
         Raises:
             UserError: the engine refuses, or is gone; what is finished is kept.
             OSError: the journal cannot be written.
         """
-        self._refresh()
-        missing = self._missing()
-        first = next(missing, None)
-        if first is None:
-            return self.counts  # other shards may have work; this one needs no engine
+        if self._to_do is None and not self.has_work():
+            return self.counts
+        assert self._to_do is not None
         slots = asyncio.Semaphore(self._work.engine.in_flight)
         ticking = asyncio.create_task(self._tick())
         try:
@@ -79,7 +88,7 @@ class Generator:
                 self.counts.began = time.monotonic()
                 try:
                     async with asyncio.TaskGroup() as tasks:
-                        for item in chain([first], missing):
+                        for item in self._to_do:
                             await slots.acquire()
                             tasks.create_task(self._make(item)).add_done_callback(lambda _: slots.release())
                 except BaseExceptionGroup as group:
@@ -99,7 +108,7 @@ class Generator:
 
     def _missing(self) -> Iterator[Item]:
         for item in self._items():
-            if time.monotonic() - self._looked > _REFRESH:
+            if time.monotonic() > self._next_look:
                 self._refresh()
             if self._ledger.is_done(self._work.identity(item)):
                 self.counts.before += 1
@@ -127,8 +136,10 @@ class Generator:
 
     def _refresh(self) -> None:
         """Take in what other processes have written."""
+        began = time.monotonic()
         self._ledger.add(self._journal.new_records())
-        self._looked = time.monotonic()
+        took = time.monotonic() - began
+        self._next_look = began + took + max(_LOOK_EVERY, took / _LOOK_SHARE)
 
     async def _make(self, item: Item) -> None:
         work, counts = self._work, self.counts

@@ -129,6 +129,10 @@ def test_a_process_that_is_told_to_end_says_how_to_go_on(config: Path, tmp_path:
 def test_status_adds_the_shards_up(config: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("generate", "--config", config, "--shard", "0/2") == 0
     assert "other shards have" in capsys.readouterr().err
+    file = Path("out/status/0-of-2.json")
+    before = file.read_text()
+    assert run("generate", "--config", config, "--shard", "0/2") == 0
+    assert file.read_text() == before, "a shard that has nothing left to make changes nothing"
     assert run("generate", "--config", config, "--shard", "1/2") == 0
     capsys.readouterr()
     assert run("generate", "--output", "out", "--status") == 0

@@ -12,6 +12,7 @@ from data_sets import DataSet, make_rows, write_jsonl
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tables import TRAIN, Corpus
 from megalit.errors import UserError
+from megalit.synthesis import generating
 from megalit.synthesis.cleaning import Cleaning
 from megalit.synthesis.compaction import TABLE, Compacted, compact
 from megalit.synthesis.engines import EngineError, Scripted, TooLongError
@@ -306,6 +307,28 @@ def test_a_shard_without_work_needs_no_engine(corpus: Corpus, tmp_path: Path) ->
     run(work(), corpus, tmp_path, "0/2")
     counts = run(work(Expensive()), corpus, tmp_path, "0/2")
     assert counts.done == counts.before == counts.total
+
+
+def test_what_another_process_makes_meanwhile_is_not_asked_for(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another division that is started later helps the one that is at work."""
+    monkeypatch.setattr(generating, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(generating, "_LOOK_SHARE", 1e9)
+
+    class Helped(Watched):
+        in_flight = 1
+
+        async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+            if not self.asked:
+                await asyncio.to_thread(run, work(), corpus, tmp_path)
+            return await super().complete(request, sampling, seed)
+
+    engine = Helped()
+    counts = run(work(engine), corpus, tmp_path)
+    # Its first, and what its loop had taken from the list while that one was being made.
+    assert len(engine.asked) <= 2
+    assert counts.done == counts.total
 
 
 def test_what_changes_a_completion_stands_in_its_record(corpus: Corpus, tmp_path: Path) -> None:
