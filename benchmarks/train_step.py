@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from synthetic import write_stores
 
+from megalit.files import write_atomic
+
 VOCABULARY, CONTEXT, BATCH = 8192, 256, 8
 SHAPE = {"hidden_size": 256, "intermediate_size": 896, "layers": 8, "heads": 4, "kv_heads": 4}
 PEERS = Path(__file__).parent / "peers"
@@ -171,24 +173,30 @@ def main() -> None:
         packages = {"transformers": arguments.transformers, "litgpt": arguments.litgpt}
         versions = {name: version(python, name) for name, python in packages.items() if python}
         versions["torch"] = torch.__version__
-        rounds = before(arguments.output, versions)
+        measured = {"steps": steps, "skip": arguments.skip}
+        rounds = before(arguments.output, versions, measured)
         for _ in range(arguments.rounds):
             for kind, run in kinds.items():
                 rounds.setdefault(kind, []).append(round(statistics.median(run()[arguments.skip :]), 4))
                 print(f"{kind}: {rounds[kind][-1]:.4f} s", file=sys.stderr)
-            line = json.dumps(result(rounds, versions))
+            line = json.dumps(result(rounds, versions) | measured)
             if arguments.output:
-                arguments.output.write_text(line + "\n")
+                write_atomic(arguments.output, lambda file, line=line: file.write(line.encode() + b"\n"))
     print(line)
 
 
-def before(output: Path | None, versions: dict[str, str]) -> dict[str, list[float]]:
-    """The medians of each round of earlier calls."""
+def before(output: Path | None, versions: dict[str, str], measured: dict[str, int]) -> dict[str, list[float]]:
+    """The medians of each round of earlier calls; ``versions`` gets those of peers that this call leaves out.
+
+    What changed in megalit since then is the caller's to know: name another file where it may count.
+    """
     if output is None or not output.exists():
         return {}
     earlier = json.loads(output.read_text())
-    if any(earlier["versions"].get(name, number) != number for name, number in versions.items()):
-        sys.exit(f"{output} has other versions ({earlier['versions']}): name another file")
+    for held, asked in ((earlier["versions"], versions), (earlier, measured)):
+        if any(held.get(name, number) != number for name, number in asked.items()):
+            sys.exit(f"{output} was not measured with {asked}: name another file")
+    versions |= earlier["versions"]
     rounds: dict[str, list[float]] = earlier["each_round"]
     return rounds
 

@@ -28,9 +28,10 @@ class Preemption(callbacks.Checkpoint):
     The handler of a signal only sets a flag. Ranks agree on it at the end of a step, so a signal that finds one rank
     in a collective, or reaches one rank only, stops all of them at the same step. The run is saved by the trainer's
     own checkpoint callback, behind a validation that is due; then the first rank asks for the requeue, and every rank
-    ends with code 75 (:class:`~megalit.preemption.Preempted`), never as a success; where Lightning has started the
-    others from the first one, that one does. Lightning's handlers, which save
-    in the middle of a step and call collectives while they are at it, stay out.
+    ends with code 75 (:class:`~megalit.preemption.Preempted`), never as a success; where nothing but Lightning's own
+    variables tells a process its rank, the first one of each machine does, because Lightning, where it has started the
+    others, takes their codes for failures. Lightning's handlers, which save in the middle of a step and call
+    collectives while they are at it, stay out.
 
     It is of Lightning's checkpoint kind, so that it is called behind all others, when the step is complete. A script
     of your own calls ``torch.distributed.destroy_process_group()`` before it ends.

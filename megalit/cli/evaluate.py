@@ -33,7 +33,7 @@ HELP = """
 A suite is a token store, or a folder of stores, of which the held-out documents are taken; null is the run's own.
   megalit evaluate --run runs/a
   megalit evaluate --run runs/seed0 runs/seed1 runs/seed2 --output seeds.json --plot curves.png
-  megalit evaluate --run runs/a --suites '{iid: null, long: data/papers/stores}' --stride 512
+  megalit evaluate --run runs/a --suites '{iid: null, long: data/papers/stores/real}' --stride 512
   megalit evaluate --run runs/a --tasks '[arc_easy, piqa, sciq]'
 """
 

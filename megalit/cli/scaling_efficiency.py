@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -35,10 +35,11 @@ class EfficiencyCommand:
         baseline: runs of the baseline on nested subsets of the real documents (``data.real_fraction``), of which the
             best setting of each amount counts; for ``same_loss`` the one run to compare with.
         method: ``law`` inverts the law of the baseline's losses, of all seeds (arXiv 2603.18534), ``interpolation``
-            interpolates between the best of them (slowrun), ``same_loss`` compares the training tokens that two runs'
+            interpolates between their means (slowrun), ``same_loss`` compares the training tokens that two runs'
             validation curves need for one loss (arXiv 2510.01631).
         reference_loss: a loss of the baseline: ``law`` divides by what the law says that it is worth. If not given, the
-            baseline's own at each run's amount of real data, as published, or that amount where it was not trained.
+            baseline's own at each run's amount of real data, as published; where there is none, or the law never
+            reaches it, that amount.
         at_loss: the loss that ``same_loss`` compares at; the lowest that both reach if not given.
         axis: amount of real data.
         loss: key of the losses.
@@ -110,10 +111,17 @@ def _by_law(settings: EfficiencyCommand) -> _Judge:
 
     def worth(loss: float, used: float) -> DataEfficiency:
         reference = settings.reference_loss
-        # A loss at or below the law's asymptote would be worth any amount.
         if reference is None and used in best and fmean(best[used]) > law.law.C:
             reference = fmean(best[used])
-        return data_efficiency(loss, law, tokens=used, reference_loss=reference)
+        found = data_efficiency(loss, law, tokens=used, reference_loss=reference)
+        if reference is not None:
+            return found
+        # A loss at or below the law's asymptote would be worth any amount.
+        why = (
+            "the law does not reach the baseline's own loss there" if used in best else "the baseline has no run of it"
+        )
+        remark = f"divided by its amount of real data, {used:.4g}: {why}"
+        return replace(found, remarks=(*found.remarks, remark))
 
     return fitted.to_json(), worth
 
@@ -135,11 +143,11 @@ def _best_settings(settings: EfficiencyCommand) -> dict[float, list[float]]:
 
 
 def _by_interpolation(settings: EfficiencyCommand) -> _Judge:
-    best = {amount: min(losses) for amount, losses in _best_settings(settings).items()}
+    best = {amount: fmean(losses) for amount, losses in _best_settings(settings).items()}
     tokens = sorted(best)
     losses = [best[amount] for amount in tokens]
     points = [{"x": amount, "loss": best[amount]} for amount in tokens]
-    print(f"{settings.loss} over {settings.axis}, the best run at each of {len(points)} amounts")
+    print(f"{settings.loss} over {settings.axis}, the best setting at each of {len(points)} amounts")
     return {"points": points}, lambda loss, used: interpolated_data_efficiency(loss, tokens, losses, used=used)
 
 

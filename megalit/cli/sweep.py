@@ -1,6 +1,5 @@
 """``megalit sweep``: tune to a locally optimal point, with any number of workers."""
 
-import copy
 import json
 import os
 import signal
@@ -28,7 +27,7 @@ from megalit.tuning.results import Results, Unit
 from megalit.tuning.samplers import ConvexSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
 from megalit.tuning.space import Space, Value
 from megalit.tuning.study import SharedStudy
-from megalit.tuning.trials import FitRunner, Outcome, flags, run_name
+from megalit.tuning.trials import FitRunner, Outcome, flags, run_name, trial_flags
 from megalit.tuning.worker import Worker
 
 HELP = """
@@ -101,8 +100,8 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     sampler = _sampler(command, space)
     base = _base_settings(command, space)
     seeds = _seeds(command, base)
-    _check_base(folder, base, space)
     study = SharedStudy(folder, command.dead_after_seconds)
+    _check_trials(study, command.fit)
     study.describe(
         sweep={
             "search": command.search if isinstance(command.search, str) else type(command.search).__name__,
@@ -171,28 +170,22 @@ def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
     return fit_config(command.fit)
 
 
-def _check_base(folder: Path, base: dict[str, Any], space: Space) -> None:
+def _check_trials(study: SharedStudy, fit: Sequence[str]) -> None:
     """Refuse to go on with trials of another base: a file that ``fit`` names may have changed since they were run."""
-    saved = next(iter(sorted(folder.glob(f"runs/*/{CONFIG}"))), None)
-    if saved is None:
+    if not study.study.trials:
         return
-    held, asked = yaml.safe_load(saved.read_text()), copy.deepcopy(base)
-    for key in ("seed_everything", "model.seed", "data.seed", *space.keys):
-        for settings in (held, asked):
-            _drop(settings, key)
-    difference = first_difference(held, asked, "")
-    if difference:
-        raise UserError(
-            f"{folder} holds trials with another {difference}: give `fit` what it was, or choose another --output"
-        )
-
-
-def _drop(settings: dict[str, Any], key: str) -> None:
-    """Remove a dotted key, as :func:`_at` finds it."""
-    above, _, last = key.rpartition(".")
-    value = _at(settings, above) if above else settings
-    if isinstance(value, dict):
-        (value if last in value else value.get("init_args") or {}).pop(last, None)
+    results = study.results
+    for unit in results.valid:
+        run = study.folder / "runs" / run_name(unit, results.space)
+        if (run / CONFIG).exists():
+            held = yaml.safe_load((run / CONFIG).read_text())
+            difference = first_difference(held, fit_config([*fit, *trial_flags(unit, results.space, run)]), "")
+            if difference:
+                raise UserError(
+                    f"{study.folder} holds trials with another {difference}: give `fit` what it was, or choose another "
+                    "--output"
+                )
+            return
 
 
 def _at(settings: dict[str, Any], key: str) -> Any:

@@ -108,7 +108,8 @@ def _leave_group() -> None:
 def _check_validation(trainer: Any, steps: int) -> None:
     """Refuse an interval that Lightning would refuse when the run has begun."""
     every = trainer.val_check_interval
-    if isinstance(every, int) and every > steps and trainer.check_val_every_n_epoch is not None:
+    by_batches = isinstance(every, int) and trainer.check_val_every_n_epoch is not None
+    if by_batches and every > steps and trainer.limit_val_batches > 0:
         raise UserError(
             f"trainer.val_check_interval is {every} steps and the run has {steps}: choose fewer, or a share such as 0.1"
         )
@@ -232,7 +233,10 @@ class TrainingCLI(LightningCLI):
         self.model.check_plan(plan)
         self.model.check_trainer(self.trainer)
         trainer: Any = self.trainer
-        _check_validation(trainer, plan.steps)
+        # Where all ranks start at once, one may look before another has cleared.
+        checkpoint = None if overwrite else run.newest_checkpoint
+        if checkpoint is None:
+            _check_validation(trainer, plan.steps)
         for callback in trainer.callbacks:
             if isinstance(callback, Checked):
                 callback.check(self.model, plan)
@@ -240,8 +244,6 @@ class TrainingCLI(LightningCLI):
             # Not before the new run is known to be possible.
             run.clear()
         run.start(self.plain_config)
-        # Where all ranks start at once, one may look before another has cleared.
-        checkpoint = None if overwrite else run.newest_checkpoint
         if self.trainer.is_global_zero:
             console.print(plan_table(plan))
             if checkpoint is not None:
@@ -253,10 +255,11 @@ class TrainingCLI(LightningCLI):
         for logger in trainer.loggers:
             # Lightning tells them the model's settings; runs differ in their data, too.
             logger.log_hyperparams({name: self.plain_config[name] for name in ("data", "seed_everything")})
-        for callback in trainer.callbacks:
-            if isinstance(callback, Timer):
-                # It would take up the time of earlier starts, and a run at its limit could never be continued.
-                callback.load_state_dict = _forget  # type: ignore[method-assign]
+        if config.trainer.max_time is not None:
+            # Lightning's own timer would take up the time of earlier starts, and a run at its limit could never be
+            # continued. One among the callbacks is the user's, and means what Lightning says.
+            timer = next(callback for callback in reversed(trainer.callbacks) if isinstance(callback, Timer))
+            timer.load_state_dict = _forget  # type: ignore[method-assign]
         STOP.at_once = False  # from here on there is something to save
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         done, samples = self.trainer.global_step, plan.steps * plan.global_batch

@@ -74,7 +74,7 @@ class Mixture:
         self._embeddings = _file_digest(settings.embeddings)
         self.streams = [self._stream(component) for component in components]
         own = self._open(settings.stores)
-        self._check_held_out(own.stores)
+        self._check_held_out(own.stores, components)
         real_tokens = own.real_tokens
         if real_tokens <= settings.context_length:
             raise UserError(
@@ -121,19 +121,20 @@ class Mixture:
             self._opened[folder] = _Opened(stores, literals, mapped, tables, key)
         return self._opened[folder]
 
-    def _check_held_out(self, own: StoreSet) -> None:
+    def _check_held_out(self, own: StoreSet, components: Sequence[Component]) -> None:
         """Refuse to replay a document that the mixture's own corpus holds out: another one may not have done so."""
         if own.validation is None:
             return
         held_out = own.validation.items(["content_hash"]).column(0).combine_chunks()
+        replayed = {component.stores for component in components if not isinstance(component.ordering, Samples)}
         for folder, opened in self._opened.items():
-            if opened.stores is own:
+            if opened.stores is own or folder not in replayed:
                 continue
             parts = opened.stores.real.column_as_dictionaries("content_hash")
             found = sum(pc.sum(pc.is_in(part.dictionary, held_out, skip_nulls=True)).as_py() or 0 for part in parts)
             if found:
                 raise UserError(
-                    f"{folder} trains on {found:,} documents that {own.folder} holds out: build both with the same "
+                    f"{folder} has {found:,} documents that {own.folder} holds out: build both with the same ids and "
                     "validation_fraction, or without the documents that they share"
                 )
 

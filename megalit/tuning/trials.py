@@ -103,9 +103,7 @@ class FitRunner:
         return self._outcome(process.returncode, was_stopped, run, log)
 
     def command(self, unit: Unit, space: Space, run: Path) -> list[str]:
-        settings = flags(space.keys, unit.point)
-        own = [f"--seed_everything={unit.seed}", f"--run={run}"]
-        return [sys.executable, "-m", "megalit", "fit", *self.arguments, *settings, *own]
+        return [sys.executable, "-m", "megalit", "fit", *self.arguments, *trial_flags(unit, space, run)]
 
     def environment(self, slot: int) -> dict[str, str]:
         found: Mapping[str, str] = os.environ
@@ -171,6 +169,11 @@ def flags(keys: Sequence[str], values: Sequence[Value]) -> list[str]:
     """Settings as arguments of ``megalit fit``."""
     said = [str(value).lower() if isinstance(value, bool) else str(value) for value in values]
     return [f"--{key}={value}" for key, value in zip(keys, said, strict=True)]
+
+
+def trial_flags(unit: Unit, space: Space, run: Path) -> list[str]:
+    """What a trial adds to the base: its point, its seed and its folder."""
+    return [*flags(space.keys, unit.point), f"--seed_everything={unit.seed}", f"--run={run}"]
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:

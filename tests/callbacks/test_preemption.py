@@ -4,17 +4,24 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning
 import pytest
 import torch
 from data_sets import DataSet
 from forks import finish, fork, ranks
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from megalit.callbacks import Preemption
 from megalit.errors import UserError
-from megalit.preemption import STOP, STOPPED
+from megalit.preemption import STOP, STOPPED, Preempted
 
 SCRIPT = Path(__file__).with_name("preempted_training.py")
 # The step at which each case stops; at a validation's step the checkpoint stands behind it. Agreement is every 2 steps.
@@ -71,6 +78,26 @@ def test_the_first_rank_requeues_once_when_the_checkpoint_is_whole(case: str, ru
 def test_a_run_that_is_at_its_last_step_ends_as_any_other(runs: Path) -> None:
     for rank in range(2):
         assert result(runs / "last_step", rank) == {"codes": [0], "requeued": []}
+
+
+@pytest.mark.parametrize(
+    ("environment", "local_rank", "code"),
+    [
+        (LightningEnvironment, 0, STOPPED),
+        (LightningEnvironment, 1, 0),
+        (TorchElasticEnvironment, 1, STOPPED),
+        (SLURMEnvironment, 1, STOPPED),
+    ],
+)
+def test_only_what_lightning_has_started_ends_without_the_code(
+    environment: type[ClusterEnvironment], local_rank: int, code: int
+) -> None:
+    """torchrun and SLURM take a code of any rank for what it is."""
+    strategy = SimpleNamespace(barrier=lambda: None, cluster_environment=environment.__new__(environment))
+    trainer = SimpleNamespace(loggers=[], strategy=strategy, is_global_zero=False, local_rank=local_rank)
+    with pytest.raises(Preempted) as ended:
+        Preemption()._leave(cast(lightning.Trainer, trainer))
+    assert ended.value.code == code
 
 
 def test_a_trainer_without_a_checkpoint_is_refused() -> None:

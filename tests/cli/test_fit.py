@@ -283,6 +283,12 @@ def test_without_held_out_documents_checkpoints_wait_for_no_validation(
     assert saved[:3] == ["step-000000004", "step-000000008", "step-000000012"]
 
 
+def test_without_validation_its_interval_does_not_matter(run: Run, small: Path) -> None:
+    assert (
+        run("fit", "--config", small, "--trainer.val_check_interval", "9999", "--trainer.limit_val_batches", "0") == 0
+    )
+
+
 def test_a_run_is_not_replaced_by_one_that_cannot_start(run: Run, small: Path, tmp_path: Path) -> None:
     assert run("fit", "--config", small) == 0
     before = sorted((tmp_path / "run").rglob("*"))

@@ -200,6 +200,12 @@ def test_runs_are_judged_by_the_law_of_a_baseline(
     assert "worth 1.8 times its real data" in capsys.readouterr().out
     found = json.loads((tmp_path / "e.json").read_text())["runs"]["stitched"]
     assert found["factor"] == pytest.approx(1.8, rel=1e-3)
+    assert not found["remarks"]
+    write_record(tmp_path / "between", 250, LAW.predict(450.0))
+    assert run("scaling", "efficiency", "between", "--baseline", "real", "--output", "e.json") == 0
+    assert "divided by its amount of real data, 250: the baseline has no run of it" in capsys.readouterr().out, (
+        "no baseline has as much"
+    )
 
 
 def test_the_baselines_own_loss_is_the_reference(baseline: Path, run: Run, tmp_path: Path) -> None:
@@ -253,9 +259,14 @@ def test_repetition_is_fitted_beside_runs_of_one_epoch_whose_last_batch_is_fille
 def test_losses_between_those_of_a_baseline_are_interpolated(
     baseline: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_record(tmp_path / "real" / "untuned", 400, 9.0)
     middle = (LAW.predict(200.0) + LAW.predict(400.0)) / 2
     write_record(tmp_path / "stitched", 200, middle)
+    config = json.loads((baseline / "400" / "record.json").read_text())["config"]
+    write_record(tmp_path / "real" / "untuned", 400, 9.0, config={**config, "model": {"weight_decay": 9}})
+    for seed, shift in ((1, 0.01), (2, -0.01)):  # all seeds count, as in the law
+        write_record(
+            baseline / f"400-{seed}", 400, LAW.predict(400.0) + shift, config={**config, "seed_everything": seed}
+        )
     flags = ["--baseline", "[real]", "--method", "interpolation", "--output", "e.json"]
     assert run("scaling", "efficiency", "stitched", *flags) == 0
     assert "worth 1.5 times its real data" in capsys.readouterr().out

@@ -54,3 +54,18 @@ def test_stopped_at_its_first_moment_and_at_work_it_ends_as_if_undisturbed(small
     run, whole = read_record(tmp_path / "run"), read_record(tmp_path / "whole")
     assert run.training_curve == whole.training_curve
     assert run.validation_curve == whole.validation_curve
+
+
+def test_processes_that_lightning_starts_itself_stop_together_and_go_on(small: Path, tmp_path: Path) -> None:
+    command = ("fit", "--config", small, "--data.total_tokens", "10_000", "--checkpoint.every_n_steps", "1")
+    command += ("--trainer.devices", "2", "--trainer.strategy", "ddp")
+    process = start_interpreter(*command, folder=tmp_path)
+    while not Checkpoint.newest(tmp_path / "run"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    assert "megalit: stopped by SIGTERM at step" in stop(process, signal.SIGTERM)
+    process = start_interpreter(*command, folder=tmp_path)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "continuing from run/checkpoints/" in errors
+    assert read_record(tmp_path / "run").status == "finished"

@@ -177,6 +177,15 @@ def test_trials_of_a_base_that_has_changed_are_not_mixed_with_others(
     assert run("sweep", "--config", first, "--trials", "2") == 0
 
 
+def test_a_sweep_over_a_setting_of_a_callback_goes_on(run: Run, small: Path, tmp_path: Path) -> None:
+    fit = [f"--config={small}", "--trainer.callbacks+=EMAWeightAveraging"]
+    space = {"space": {"trainer.callbacks.decay": [0.5, 0.9]}, "start": {}, "search": "grid"}
+    asked = config(tmp_path, small, **space, fit=fit, trials=1)
+    assert run("sweep", "--config", asked) == 0
+    assert run("sweep", "--config", asked, "--trials", "2") == 0
+    assert certificate(tmp_path)["trials"]["done"] == 2
+
+
 def test_a_base_that_cannot_run_ends_with_its_own_error(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     broken = config(tmp_path, small, fit=[f"--config={small}", "--data.stores=nowhere"])
     assert run("sweep", "--config", broken) == 2

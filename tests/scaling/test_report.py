@@ -348,6 +348,9 @@ def test_an_evaluation_counts_only_of_the_finished_weights_and_measured_as_the_o
         value["suites"]["long context"]["conditions"] = {"stride": stride, "bucket": bucket}
         (folder / "evaluation.json").write_text(json.dumps(value))
     make_run(tmp_path / "runs" / "going", seed=9, status="running")
+    # A run that went on with batches of another size has taken other steps than its last plan has.
+    record = tmp_path / "runs" / "b" / "record.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"steps": steps - 5}))
     page = report(tmp_path)
     assert (
         f"c/evaluation.json is of step {steps - 1} and its run has {steps}: run `megalit evaluate` again" in page.text

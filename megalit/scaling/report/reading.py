@@ -166,10 +166,10 @@ def _read_evaluation(path: Path, record: RunRecord) -> Evaluation:
     value = read_json(path)
     try:
         step = _STEP.fullmatch(str(value.get("checkpoint")))
-        if step and record.status == "finished" and int(step[1]) != record.steps:
-            raise UserError(
-                f"{path} is of step {int(step[1])} and its run has {record.steps}: run `megalit evaluate` again"
-            )
+        # The plan's steps may be others: a run that went on with batches of another size has taken those of both.
+        taken = record.training_curve[-1].step if record.training_curve else record.steps
+        if step and record.status == "finished" and int(step[1]) != taken:
+            raise UserError(f"{path} is of step {int(step[1])} and its run has {taken}: run `megalit evaluate` again")
         suites = {
             str(suite): SuiteResult(
                 result["nats_per_token"],
