@@ -218,12 +218,14 @@ class TokenStore:
         try:
             with pq.ParquetFile(path, read_dictionary=[column]) as file:
                 pending: list[pa.Array] = []
+                rows = 0
                 # Batches end with the file's groups, which are small; what is done for each part is not.
                 for batch in file.iter_batches(_PART_ROWS, columns=[column]):
                     pending.append(batch.column(0))
-                    if sum(map(len, pending)) >= _PART_ROWS:
+                    rows += len(batch)
+                    if rows >= _PART_ROWS:
                         yield pa.chunked_array(pending).unify_dictionaries().combine_chunks()
-                        pending = []
+                        pending, rows = [], 0
                 if pending:
                     yield pa.chunked_array(pending).unify_dictionaries().combine_chunks()
         except (pa.ArrowException, OSError) as error:
