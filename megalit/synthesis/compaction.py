@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from megalit.corpus import tables
@@ -22,6 +21,9 @@ from megalit.synthesis.work import Work, document_items, sources
 
 TABLE = "generations.parquet"
 MANIFEST = "manifest.json"
+
+# A place as one number: a million segments, of 4 TB each.
+_SEGMENT_BITS, _OFFSET_BITS = 20, 42
 
 # Beside the columns of the corpus' own tables: what a row was made with.
 ORIGIN = [
@@ -171,7 +173,7 @@ def _states(work: Work, corpus: Corpus | None, index: "_Index") -> Iterator[tupl
 class _Index:
     """Where in the journal each generation stands.
 
-    Millions of generations are a few hundred bytes each in Python's dictionaries, so places are arrays.
+    Generations are a few hundred bytes each in Python's dictionaries, and 24 in arrays.
 
     Attributes:
         settings: by fingerprint.
@@ -195,13 +197,16 @@ class _Index:
                 keys += bytes.fromhex(record.of)
                 # Of two, one that was made with the settings of now, then the earlier one.
                 is_other = record.settings != work.fingerprint
-                places.extend((is_other, segments.setdefault(place.segment, len(segments)), place.offset))
+                segment = segments.setdefault(place.segment, len(segments))
+                assert segment < 1 << _SEGMENT_BITS
+                places.append((is_other << _SEGMENT_BITS | segment) << _OFFSET_BITS | place.offset)
         self.declined = dict(sorted(Counter(attempts.values()).items()))
         self._segments = list(segments)
-        found = np.frombuffer(bytes(keys), dtype="S16")
-        where: npt.NDArray[np.int64] = np.frombuffer(places, dtype=np.int64).reshape(-1, 3)
-        order = np.lexsort((where[:, 2], where[:, 1], where[:, 0], found))
+        found = np.frombuffer(keys, dtype="S16")
+        where = np.frombuffer(places, dtype=np.int64)
+        order = np.lexsort((where, found))
         found, where = found[order], where[order]
+        del keys, places, order
         first = np.ones(len(found), dtype=bool)
         first[1:] = found[1:] != found[:-1]
         self._keys, self._places = found[first], where[first]
@@ -210,8 +215,9 @@ class _Index:
         key = np.frombuffer(bytes.fromhex(identity), dtype="S16")
         at = int(np.searchsorted(self._keys, key)[0])
         if at < len(self._keys) and self._keys[at] == key[0]:
-            _, segment, offset = self._places[at].tolist()
-            return Place(self._segments[segment], offset)
+            where = int(self._places[at])
+            segment = where >> _OFFSET_BITS & (1 << _SEGMENT_BITS) - 1
+            return Place(self._segments[segment], where & (1 << _OFFSET_BITS) - 1)
         return False if self._ledger.is_done(identity) else None
 
     def tokens(self, state: State) -> int:

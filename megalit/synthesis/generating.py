@@ -50,7 +50,7 @@ class Generator:
         self._journal = Journal(journal)
         self._shard = shard or Shard()
         self._progress = progress
-        self._ledger = work.ledger()
+        self._ledger = work.ledger(self._own_identities())
         self._next_look = 0.0
         self._to_do: Iterator[Item] | None = None
         self._named = False
@@ -62,6 +62,16 @@ class Generator:
             return None if self._work.total_tokens else len(range(self._shard.number, self._work.count, self._shard.of))
         documents = range(self._shard.number, self._corpus.manifest["documents"][TRAIN], self._shard.of)
         return len(documents) * len(self._work.recipe.indices(self._work.count))
+
+    def _own_identities(self) -> set[bytes] | None:
+        """What this shard makes, so that it need not remember what all others have made; None for one that makes all.
+
+        How many samples are to come depends on those of all shards.
+        """
+        if self._corpus is None or self._shard.of == 1:
+            return None
+        items = document_items(self._work, sources(self._corpus, self._shard, texts=False))
+        return {bytes.fromhex(self._work.identity(item)) for item in items}
 
     def has_work(self) -> bool:
         """Read the journal, and say whether anything of this shard is missing."""
@@ -118,9 +128,7 @@ class Generator:
 
     def _items(self) -> Iterator[Item]:
         if self._corpus is not None:
-            every = enumerate(sources(self._corpus))
-            mine = (source for number, source in every if number % self._shard.of == self._shard.number)
-            yield from document_items(self._work, mine)
+            yield from document_items(self._work, sources(self._corpus, self._shard))
             return
         index = self._shard.number
         while self._wants(index):

@@ -1,8 +1,8 @@
 """What a journal says is done, begun, or still to be tried."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
-from megalit.synthesis.journal import Accepted, Completed, Declined, Place, Record
+from megalit.synthesis.journal import Accepted, Declined, Place, Record, Settings
 
 
 class Ledger:
@@ -12,12 +12,14 @@ class Ledger:
         attempts: so many tries a generation has.
         settings: fingerprint of the settings of now: attempts that were declined under others count no more.
         redo: generations that were made with other settings count as not made.
+        only: remember these identities alone; None for all.
     """
 
-    def __init__(self, attempts: int, settings: str, redo: bool = False) -> None:
+    def __init__(self, attempts: int, settings: str, redo: bool = False, only: Set[bytes] | None = None) -> None:
         self._attempts = attempts
         self._settings = settings
         self._redo = redo
+        self._only = only
         self._accepted: set[bytes] = set()
         self._tries: dict[bytes, int] = {}
         # Where they stand, not what they say: there may be millions of which none is needed.
@@ -29,13 +31,15 @@ class Ledger:
     def add(self, records: Iterable[tuple[Place, Record]]) -> None:
         """Take in records, in any order and however often."""
         for place, record in records:
+            if isinstance(record, Settings) or (self._only is not None and bytes.fromhex(record.of) not in self._only):
+                continue
             if isinstance(record, Accepted):
                 if self.counts(record):
                     self.accept(record)
             elif isinstance(record, Declined):
                 if record.settings == self._settings:
                     self.decline(record)
-            elif isinstance(record, Completed) and bytes.fromhex(record.of) not in self._accepted:
+            elif bytes.fromhex(record.of) not in self._accepted:
                 of = self._completions.setdefault(bytes.fromhex(record.of), {})
                 of[record.key] = place
 

@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from megalit.corpus.tables import TRAIN, Corpus
@@ -69,8 +70,8 @@ class Work:
     def identity(self, item: Item) -> str:
         return item.identity(self.version, self.model)
 
-    def ledger(self) -> Ledger:
-        return Ledger(self.attempts, self.fingerprint, self.redo)
+    def ledger(self, only: Set[bytes] | None = None) -> Ledger:
+        return Ledger(self.attempts, self.fingerprint, self.redo, only)
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,17 @@ class Counts:
         return self.before + self.accepted + self.given_up
 
 
-def sources(corpus: Corpus) -> Iterator[Source]:
-    """The training documents, in order: nothing is made from a document that is held out."""
-    for row in corpus.rows("documents", TRAIN, ["id", "content_hash", "text"]):
-        yield Source(row["id"], row["content_hash"], row["text"])
+def sources(corpus: Corpus, shard: Shard | None = None, texts: bool = True) -> Iterator[Source]:
+    """The training documents, in order: nothing is made from a document that is held out.
+
+    Args:
+        shard: whose documents; None for all.
+        texts: whether their texts are wanted, which take time to read.
+    """
+    mine = shard or Shard()
+    rows = corpus.rows("documents", TRAIN, ["id", "content_hash", *(["text"] if texts else [])])
+    for row in islice(rows, mine.number, None, mine.of):
+        yield Source(row["id"], row["content_hash"], row.get("text", ""))
 
 
 def document_items(work: Work, documents: Iterable[Source]) -> Iterator[Item]:
