@@ -75,11 +75,11 @@ def _row(result: Result, difference: float | None) -> str:
 def _reference(results: Results, group: str, run: Run, best: Tuned) -> Run:
     """What a run is compared with, of its own seed where that is known.
 
-    It is the tuned run; in ``steps``, ``longer`` and ``wsd`` the run that it differs from in one thing; among seeds the
-    first.
+    It is the tuned run; in ``steps``, ``longer``, ``longer_generations`` and ``wsd`` the run that it differs from in one
+    thing; among seeds the first.
     """
     reference = best["real" if run.stream == "samples" else run.stream]
-    if group in ("longer", "wsd"):
+    if group in ("longer", "longer_generations", "wsd"):
         reference = replace(reference, epochs=run.epochs)
     paper = next(GROUPS["steps"](best))
     if group == "steps" and (run == reference or run.change.startswith(f"{paper.change}, ")):

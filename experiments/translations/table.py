@@ -126,6 +126,13 @@ def longer(tuned: Tuned) -> Iterator[Run]:
         yield changed(run, "masked", {"model.cross_document_attention": "false"})
 
 
+def longer_generations(tuned: Tuned) -> Iterator[Run]:
+    """Is the loss monotone in G at twice the epochs, and does the gap widen there?"""
+    for seed in range(MEMBERS):
+        for count in (11, 1):
+            yield from (replace(run, generations=count, seed=seed) for run in _longer(tuned, 2))
+
+
 def wsd(tuned: Tuned) -> Iterator[Run]:
     """Is WSD better than cosine for both streams, and at twice the epochs, too?"""
     for seed in range(MEMBERS):
@@ -259,6 +266,7 @@ GROUPS: dict[str, Group] = {
         copying,
         epochs,
         longer,
+        longer_generations,
         wsd,
         students,
         hard_labels,
