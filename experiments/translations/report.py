@@ -75,8 +75,8 @@ def _row(result: Result, difference: float | None) -> str:
 def _reference(results: Results, group: str, run: Run, best: Tuned) -> Run:
     """What a run is compared with, of its own seed where that is known.
 
-    It is the tuned run; in ``steps``, ``longer``, ``longer_generations`` and ``wsd`` the run that it differs from in one
-    thing; among seeds the first.
+    It is the tuned run; in ``steps``, ``wsd`` and what is longer the run that it differs from in one thing; among seeds
+    the first.
     """
     reference = best["real" if run.stream == "samples" else run.stream]
     if group in ("longer", "longer_generations", "wsd"):
