@@ -82,8 +82,8 @@ def all_runs() -> list[tuple[str, int, Prediction]]:
 
 def test_the_table_of_costs_is_what_plan_says(all_runs: list[tuple[str, int, Prediction]]) -> None:
     page = PAGE.read_text()
-    assert len(all_runs) == 29
-    assert len({name for name, _, _ in all_runs}) == 29
+    assert len(all_runs) == 31
+    assert len({name for name, _, _ in all_runs}) == 31
     for run in all_runs:
         assert row(*run) in page
 
