@@ -193,9 +193,9 @@ def before(output: Path | None, versions: dict[str, str], measured: dict[str, in
     if output is None or not output.exists():
         return {}
     earlier = json.loads(output.read_text())
-    for held, asked in ((earlier["versions"], versions), (earlier, measured)):
-        if any(held.get(name, number) != number for name, number in asked.items()):
-            sys.exit(f"{output} was not measured with {asked}: name another file")
+    known = {name: earlier["versions"].get(name, number) for name, number in versions.items()}
+    if known != versions or {name: earlier.get(name) for name in measured} != measured:
+        sys.exit(f"{output} was not measured with {versions | measured}: name another file")
     versions |= earlier["versions"]
     rounds: dict[str, list[float]] = earlier["each_round"]
     return rounds

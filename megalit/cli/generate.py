@@ -156,7 +156,9 @@ def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> 
         counts = generator.counts
         is_at_work = generator.has_work()
         if not is_at_work:
+            status.settle(counts)
             return False
+        status.update(counts)
         console.print(f"loading {work.model}")
         try:
             asyncio.run(_until_told(generator))

@@ -235,7 +235,7 @@ class TrainingCLI(LightningCLI):
         trainer: Any = self.trainer
         # Where all ranks start at once, one may look before another has cleared.
         checkpoint = None if overwrite else run.newest_checkpoint
-        if checkpoint is None:
+        if checkpoint is None or not self.datamodule.ignore_plan:
             _check_validation(trainer, plan.steps)
         for callback in trainer.callbacks:
             if isinstance(callback, Checked):
@@ -257,9 +257,11 @@ class TrainingCLI(LightningCLI):
             logger.log_hyperparams({name: self.plain_config[name] for name in ("data", "seed_everything")})
         if config.trainer.max_time is not None:
             # Lightning's own timer would take up the time of earlier starts, and a run at its limit could never be
-            # continued. One among the callbacks is the user's, and means what Lightning says.
-            timer = next(callback for callback in reversed(trainer.callbacks) if isinstance(callback, Timer))
-            timer.load_state_dict = _forget  # type: ignore[method-assign]
+            # continued. One that is listed is the user's, and means what Lightning says.
+            listed = config.trainer.callbacks or []
+            for callback in trainer.callbacks:
+                if isinstance(callback, Timer) and callback not in listed:
+                    callback.load_state_dict = _forget  # type: ignore[method-assign]
         STOP.at_once = False  # from here on there is something to save
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         done, samples = self.trainer.global_step, plan.steps * plan.global_batch

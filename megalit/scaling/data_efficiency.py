@@ -109,7 +109,7 @@ def interpolated_data_efficiency(
     Args:
         loss: of the run to be judged.
         tokens: amounts of real data of the baseline.
-        losses: its best loss at each amount; they fall with the tokens.
+        losses: its loss at each amount, tuned there; they fall with the tokens.
         used: real tokens that the run was trained on, in the same unit.
 
     Raises:

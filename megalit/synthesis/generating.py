@@ -76,9 +76,12 @@ class Generator:
     def has_work(self) -> bool:
         """Read the journal, and say whether anything of this shard is missing."""
         self._refresh()
+        # The first reading was of all there is; what comes later is little.
+        self._next_look = time.monotonic() + _LOOK_EVERY
+        self.counts.before = 0
         missing = self._missing()
         first = next(missing, None)
-        self._to_do = iter(()) if first is None else chain([first], missing)
+        self._to_do = None if first is None else chain([first], missing)
         return first is not None
 
     async def run(self) -> Counts:
@@ -88,9 +91,10 @@ class Generator:
             UserError: the engine refuses, or is gone; what is finished is kept.
             OSError: the journal cannot be written.
         """
-        if self._to_do is None and not self.has_work():
+        if self._to_do is None:
+            self.has_work()
+        if self._to_do is None:
             return self.counts
-        assert self._to_do is not None
         slots = asyncio.Semaphore(self._work.engine.in_flight)
         ticking = asyncio.create_task(self._tick())
         try:

@@ -31,6 +31,12 @@ class StatusFile:
         self._written = time.monotonic()
         write_json(self._path, {"shard": str(self._shard), "state": state, **self.figures(counts)})
 
+    def settle(self, counts: Counts) -> None:
+        """Say that nothing is left where no process of this shard has: it was killed at its end, or others did all."""
+        held = json.loads(self._path.read_text()) if self._path.exists() else {}
+        if held.get("state") != "finished" or held["done"] < counts.done:
+            self.update(counts, "finished")
+
     def figures(self, counts: Counts) -> dict[str, Any]:
         """Counts, rates and the time left, as JSON."""
         seconds = counts.seconds

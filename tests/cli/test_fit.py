@@ -283,6 +283,23 @@ def test_without_held_out_documents_checkpoints_wait_for_no_validation(
     assert saved[:3] == ["step-000000004", "step-000000008", "step-000000012"]
 
 
+def test_a_time_limit_of_all_starts_together_is_lightnings_timer(run: Run, small: Path, tmp_path: Path) -> None:
+    flags = ["--data.total_tokens", "400000", "--trainer.callbacks+=lightning.pytorch.callbacks.Timer"]
+    flags += ["--trainer.callbacks.duration", "00:00:00:01", "--trainer.callbacks.interval", "step"]
+    for _ in range(2):
+        assert run("fit", "--config", small, *flags) == 0
+        steps = read_record(tmp_path / "run").steps
+    assert run("fit", "--config", small, *flags) == 0
+    assert read_record(tmp_path / "run").steps <= steps + 1
+
+
+def test_a_run_may_not_go_on_with_an_interval_beyond_its_end(
+    run: Run, small: Path, stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", small, "--trainer.val_check_interval", "9999") == 2
+    assert "trainer.val_check_interval is 9999 steps and the run has 40" in capsys.readouterr().err
+
+
 def test_without_validation_its_interval_does_not_matter(run: Run, small: Path) -> None:
     assert (
         run("fit", "--config", small, "--trainer.val_check_interval", "9999", "--trainer.limit_val_batches", "0") == 0
