@@ -127,10 +127,11 @@ def longer(tuned: Tuned) -> Iterator[Run]:
 
 
 def longer_generations(tuned: Tuned) -> Iterator[Run]:
-    """Is the loss monotone in G at twice the epochs, and does the gap widen there?"""
+    """Is the loss monotone in G at twice the epochs, and with the most at four times?"""
     for seed in range(MEMBERS):
         for count in (11, 1):
             yield from (replace(run, generations=count, seed=seed) for run in _longer(tuned, 2))
+    yield from (replace(run, generations=11) for run in _longer(tuned, 4))
 
 
 def wsd(tuned: Tuned) -> Iterator[Run]:
