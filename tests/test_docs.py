@@ -88,7 +88,7 @@ def _known(verb: str, words: list[str]) -> set[str]:
         known |= {"--window", "--plot"}  # those of a configuration
     if verb in ("plan", "ensemble", "inspect", "prepare"):
         known |= _flags("fit")
-    for flag in ("--data", "--recipe", "--engine"):
+    for flag in ("--data", "--recipe", "--engine", "--trainer.callbacks"):
         if flag in known:
             known |= _chosen_flags(flag)
     return known
