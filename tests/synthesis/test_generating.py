@@ -21,7 +21,7 @@ from megalit.synthesis.items import Recipe
 from megalit.synthesis.journal import Completed, Journal
 from megalit.synthesis.recipes import CritiqueAndRevise, LatentThoughts, Rephrase, TokenNoise, Unconditional
 from megalit.synthesis.requests import Completion, Request, Sampling
-from megalit.synthesis.work import Counts, Shard, Work
+from megalit.synthesis.work import Counts, Shard, Work, document_items, sources
 
 
 class Watched(Scripted):
@@ -307,6 +307,15 @@ def test_a_shard_without_work_needs_no_engine(corpus: Corpus, tmp_path: Path) ->
     run(work(), corpus, tmp_path, "0/2")
     counts = run(work(Expensive()), corpus, tmp_path, "0/2")
     assert counts.done == counts.before == counts.total
+
+
+def test_a_shard_remembers_its_own_generations_alone(corpus: Corpus, tmp_path: Path) -> None:
+    run(work(), corpus, tmp_path)
+    generator = Generator(work(), corpus, tmp_path / "journal", Shard(1, 3))
+    assert not generator.has_work()
+    documents = len(list(sources(corpus)))
+    done = [work().identity(item) for item in document_items(work(), sources(corpus))]
+    assert sum(map(generator._ledger.is_done, done)) == 3 * len(range(1, documents, 3)) == generator.counts.before
 
 
 def test_what_another_process_makes_meanwhile_is_not_asked_for(

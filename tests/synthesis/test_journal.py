@@ -153,6 +153,15 @@ def test_redo_knows_only_what_was_made_with_the_settings_of_now() -> None:
         assert [number for number in (1, 2) if ledger.is_done(f"{number:032x}")] == made
 
 
+def test_what_others_make_is_not_remembered() -> None:
+    records: list[Record] = [accepted(1), accepted(2), Declined(f"{3:032x}", 3, 1, "short", False, "now", 1, 1)]
+    records += [completed(4), completed(5)]
+    ledger = Ledger(1, "now", only={bytes.fromhex(f"{number:032x}") for number in (2, 5)})
+    ledger.add((Place("segment", number), record) for number, record in enumerate(records))
+    assert [number for number in range(6) if ledger.is_done(f"{number:032x}")] == [2]
+    assert [number for number in range(6) if ledger.completions(f"{number:032x}")] == [5]
+
+
 def test_tokens_of_samples_are_summed_up_to_a_number() -> None:
     def sample(number: int, tokens: int) -> Accepted:
         return Accepted(f"{number:032x}", None, None, number, "t", None, 0, 0, "now", 1, tokens)
