@@ -11,6 +11,7 @@ from data_sets import DataSet, make_rows, write_jsonl
 from forks import Fork, fork
 
 from megalit import cli
+from megalit.scaling.records import read_record
 
 SMALL = """
 run: run
@@ -79,3 +80,8 @@ def start_interpreter(*arguments: str | Path, folder: Path) -> "subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """Step and loss of each point of a run's training curve."""
+    return [(point.step, point.losses["train"]) for point in read_record(folder).training_curve]
