@@ -10,10 +10,11 @@ import torch
 from torchmetrics import MeanMetric
 
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import Tokens, find_checkpoint, load_model, refuse_other_tokens, tokens_of
+from megalit.evaluation.checkpoints import Input, find_checkpoint, input_of, load_model, refuse_other_input
 from megalit.evaluation.ensembles import kept_losses, losses_file, mixture_losses
 from megalit.evaluation.losses import Losses, Suite, token_losses
 from megalit.modeling.head import IGNORED
+from megalit.modeling.out_of_memory import no_room, told_out_of_memory
 from megalit.scaling.records import refuse_unfinished
 
 
@@ -45,12 +46,12 @@ class Ensemble(lightning.Callback):
         """Look for the members, before a run is begun.
 
         Raises:
-            UserError: one is not there or not finished, or has another vocabulary or tokenizer.
+            UserError: one is not there or not finished, or has another vocabulary or tokenizer, or shorter windows.
         """
-        ours = Tokens(model.vocabulary_size or plan.vocabulary_size, plan.tokenizer)
+        ours = Input(model.vocabulary_size or plan.vocabulary_size, plan.tokenizer, plan.context_length)
         for name in self.members:
             refuse_unfinished(f"the member {name}", Path(name))
-            refuse_other_tokens(f"the member {name}", tokens_of(Path(name)), ours, "the model in training")
+            refuse_other_input(f"the member {name}", input_of(Path(name)), ours, "the model in training")
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -75,7 +76,9 @@ class Ensemble(lightning.Callback):
         if everywhere:
             return kept_losses(path, suite.targets, lambda: np.empty(0, dtype=np.float32))
         # All ranks share the work, so all have the result, also where they share no disk.
-        model = load_model(member, precision).to(device)
+        model = load_model(member, precision)
+        with told_out_of_memory(no_room(f"the member {member}", "measure it apart, with `megalit ensemble --runs`")):
+            model.to(device)
         losses = token_losses(model, suite, self.batch, precision, divide=trainer.world_size > 1)
         if trainer.is_global_zero:
             kept_losses(path, suite.targets, lambda: losses)

@@ -66,7 +66,7 @@ class Progress(ProgressBar):
         # Reading the loss waits for the device, so it is read only when it is shown.
         self._loss = float(outputs["loss"])
         left = _clock((total - done) * self._seconds_per_step)
-        status = f"loss {self._loss:.3f} | {rate:,.0f} tokens/s | {_epochs(trainer, done)}{left} left"
+        status = f"loss {self._loss:.3f} | {rate:,.0f} tokens/s | {_epochs(trainer)}{left} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, status=status)
         else:
@@ -92,12 +92,12 @@ class Progress(ProgressBar):
             self._bar = None
 
 
-def _epochs(trainer: lightning.Trainer, steps: int) -> str:
+def _epochs(trainer: lightning.Trainer) -> str:
     """How often each stream has been read, where the data module knows it."""
     data: Any = getattr(trainer, "datamodule", None)
     if not hasattr(data, "windows_seen"):
         return ""
-    seen = data.windows_seen(steps)
+    seen = data.windows_seen()
     parts = [f"{stream.name} {seen[stream.name] / stream.windows_per_epoch:.2f}" for stream in data.plan.streams]
     return f"epochs: {', '.join(parts)} | "
 

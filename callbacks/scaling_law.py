@@ -63,16 +63,14 @@ class ScalingLaw(lightning.Callback):
 
     def finish(self, trainer: lightning.Trainer, model: Any, losses: dict[str, float]) -> RunRecord:
         """Write the record of a run that is over, with the losses of its last weights."""
-        plan = trainer.datamodule.plan  # type: ignore[attr-defined]
-        self._add(CurvePoint(plan.steps, plan.tokens, losses))
+        self._add(CurvePoint(trainer.global_step, self._tokens(trainer), losses))
         return self.write(trainer, model, finished=True)
 
     def write(self, trainer: lightning.Trainer, model: Any, finished: bool = False) -> RunRecord:
         """Write ``record.json`` into the run folder (on the first rank) and return the record."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         plan = data.plan
-        steps = plan.steps if finished else trainer.global_step
-        seen = data.windows_seen(steps)
+        seen = data.windows_seen()
         total, inner = model.parameter_counts()
         latest = self._validation[-1].losses if self._validation else {}
         record = RunRecord(
@@ -97,7 +95,7 @@ class ScalingLaw(lightning.Callback):
             wall_seconds=self._seconds(),
             environment=environment(_devices(trainer)) | {"peak_flops": peak_flops(_devices(trainer))},
             seeds={"model": model.seed or 0, "data": data.seed or 0},
-            steps=steps,
+            steps=trainer.global_step,
             training_curve=self._training,
             validation_curve=self._validation,
         )
@@ -127,8 +125,9 @@ class ScalingLaw(lightning.Callback):
 
     @staticmethod
     def _tokens(trainer: lightning.Trainer) -> int:
-        plan = trainer.datamodule.plan  # type: ignore[attr-defined]
-        return trainer.global_step * plan.global_batch * plan.context_length
+        # Not steps times a batch: a run that goes on with other data may have taken smaller steps before.
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return int(data.consumed_samples) * int(data.plan.context_length)
 
 
 def _by_members(losses: dict[str, float]) -> dict[str, list[float]]:

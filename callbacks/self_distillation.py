@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import Tokens, load_model, refuse_other_tokens, tokens_of
+from megalit.evaluation.checkpoints import Input, input_of, load_model, refuse_other_input
 from megalit.modeling.decoder import Decoder
 from megalit.modeling.distillation import Average, Distillation, follow, frozen_copy
 from megalit.modeling.head import IGNORED, Weighted
+from megalit.modeling.out_of_memory import no_room, told_out_of_memory
 from megalit.scaling.records import refuse_unfinished
 
 AVERAGE_OF_STUDENT = "ema"
@@ -72,12 +73,12 @@ class SelfDistillation(lightning.Callback):
         """Look for the teachers, before a run is begun.
 
         Raises:
-            UserError: one is not there or not finished, or has another vocabulary or tokenizer.
+            UserError: one is not there or not finished, or has another vocabulary or tokenizer, or shorter windows.
         """
-        students = Tokens(model.vocabulary_size or plan.vocabulary_size, plan.tokenizer)
+        students = Input(model.vocabulary_size or plan.vocabulary_size, plan.tokenizer, plan.context_length)
         for name in [] if self._follows_student else self.teachers:
             refuse_unfinished(f"the teacher {name}", Path(name))
-            refuse_other_tokens(f"the teacher {name}", tokens_of(Path(name)), students, "the student")
+            refuse_other_input(f"the teacher {name}", input_of(Path(name)), students, "the student")
 
     @property
     def _follows_student(self) -> bool:
@@ -112,7 +113,8 @@ class SelfDistillation(lightning.Callback):
     @staticmethod
     def _load(name: str, trainer: lightning.Trainer) -> Decoder:
         teacher = load_model(Path(name), str(trainer.precision)).requires_grad_(False)
-        return teacher.to(trainer.strategy.root_device)
+        with told_out_of_memory(no_room(f"the teacher {name}", "take fewer or smaller teachers, or a larger GPU")):
+            return teacher.to(trainer.strategy.root_device)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -133,7 +135,7 @@ class SelfDistillation(lightning.Callback):
         if self._follows_student:
             follow(self._distillation.teachers[0], model, self.decay)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (batch_idx + 1) % every == 0:
+        if every and (batch_idx + 1) % every == 0:
             totals = [self._data.total, self._soft.total, self._distillation.teacher_nats]
             sums = torch.stack([*totals, (batch["targets"] != IGNORED).sum()])
             if trainer.world_size > 1:

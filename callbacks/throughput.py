@@ -38,7 +38,7 @@ class Throughput(lightning.Callback):
         self._steps += 1
         self._began = now
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (batch_idx + 1) % every:
+        if not every or (batch_idx + 1) % every:
             return
         windows, length = batch["tokens"].shape
         rate = windows * length * trainer.world_size * self._steps / self._seconds

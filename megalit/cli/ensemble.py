@@ -25,7 +25,8 @@ from megalit.errors import UserError
 from megalit.evaluation.ensembles import kept_losses, logit_curve, losses_file, probability_curve, select
 from megalit.evaluation.losses import Losses, check_vocabularies, token_losses
 from megalit.files import write_json
-from megalit.preemption import STOP, STOPPED, Preempted
+from megalit.modeling.out_of_memory import no_room, told_out_of_memory
+from megalit.preemption import STOP, STOPPED, Preempted, requeue_job, say_stopped
 from megalit.scaling.ensembles import FILE
 from megalit.scaling.fitting import fit_power_law
 from megalit.scaling.records import refuse_unfinished
@@ -97,6 +98,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     for number in chosen:
         _train(number, members, of_fit, config, command)
     if command.only is None:
+        _leave_if_told()
         measure(members, command, Path(command.output) if command.output else folder / FILE)
 
 
@@ -157,10 +159,13 @@ def _train(
     if run.finished is not None:
         console.print(f"member {number}: the run in {run.path} is finished")
         return
+    _leave_if_told()
     console.print(f"member {number} of {len(members)}: {run.path}")
     code = _run([sys.executable, "-m", "megalit", "fit", *of_fit, *flags])
     if code == STOPPED:
         raise Preempted()
+    if code < 0:
+        _leave_if_told()  # it was told before it had begun, and has nothing to save
     if code:
         raise UserError(
             f"member {number} ended with exit code {code}, as said above: mend that and give the same command again"
@@ -182,6 +187,13 @@ def _run(command: Sequence[str]) -> int:
                 process.wait(timeout=_WATCH_SECONDS)
     STOP.at_once = alone
     return process.returncode
+
+
+def _leave_if_told() -> None:
+    """Stop between two members: the one that trained when the signal came was at its end."""
+    if STOP.received is not None:
+        say_stopped(STOP.received, requeue_job())
+        raise Preempted()
 
 
 def _environment() -> dict[str, str]:
@@ -211,7 +223,8 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
         averages = {"probabilities": probability_curve(losses[name])}
         if command.logits:
             with Step(f"average of logits, {name}"):
-                models = [member.model.to(device) for member in opened]
+                with told_out_of_memory(no_room("all members at once", "set logits to false, or take fewer members")):
+                    models = [member.model.to(device) for member in opened]
                 averages["logits"] = logit_curve(models, suite, command.batch, opened[0].precision)
         result["suites"][name] = _result(suite, losses[name], averages)
         write_json(output, result)
@@ -242,7 +255,9 @@ def _losses(
     """A member's losses on a suite: those that are kept, or computed now."""
 
     def compute() -> Losses:
-        found = token_losses(member.model.to(device), suite, batch, member.precision)
+        with told_out_of_memory(no_room(f"the model of {path}", "choose another device, such as cpu")):
+            member.model.to(device)
+        found = token_losses(member.model, suite, batch, member.precision)
         member.model.to("cpu")
         return found
 

@@ -24,6 +24,7 @@ from megalit.evaluation.measuring import by_context_length, context_lengths, mea
 from megalit.evaluation.plots import plot_curves
 from megalit.evaluation.results import FILE, Evaluation, file_of_checkpoint, over_runs, read_evaluation
 from megalit.files import write_json
+from megalit.modeling.out_of_memory import no_room, told_out_of_memory
 
 Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed"]
 # The other processes wait where the first one runs benchmarks, however long these take.
@@ -157,8 +158,9 @@ def _evaluate(
         if earlier.checkpoint == evaluation.checkpoint:
             evaluation = earlier
             evaluation.model = title
-    for member in members:
-        member.model.to(device)
+    with told_out_of_memory(no_room(title, "choose another device, such as cpu, or fewer members")):
+        for member in members:
+            member.model.to(device)
     # An ensemble has no folder, but an output.
     target = kept or Path(str(command.output))
     for name, location in ({"iid": None} if command.suites is None else command.suites).items():

@@ -11,7 +11,7 @@ import yaml
 from megalit.cli.run_folder import CONFIG
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import model_of, newest_checkpoint, plan_of, read_checkpoint
+from megalit.evaluation.checkpoints import exported_model, model_of, newest_checkpoint, plan_of, read_checkpoint
 from megalit.files import read_json
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams.remote import local_stores
@@ -112,13 +112,11 @@ def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
 
 
 def _exported(folder: Path) -> TrainedModel:
-    model = LanguageModel(weights=str(folder))
-    model.configure_model()
     has_tokenizer = (folder / "tokenizer.json").exists()
     return TrainedModel(
         folder=folder,
         checkpoint="model.safetensors",
-        model=model.eval(),
+        model=exported_model(folder),
         context_length=int(read_json(folder / "config.json")["max_position_embeddings"]),
         precision="32-true",
         tokenizer=Tokenizer(str(folder.resolve())).fingerprint if has_tokenizer else None,

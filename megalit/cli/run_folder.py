@@ -78,10 +78,9 @@ class RunFolder:
             if strangers:
                 raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
         else:
-            self._compare(saved, config)
+            self._compare(yaml.safe_load(saved.read_text()), config)
 
-    def _compare(self, saved: Path, config: dict[str, Any]) -> None:
-        held = yaml.safe_load(saved.read_text())
+    def _compare(self, held: dict[str, Any], config: dict[str, Any]) -> None:
         if config["data"]["init_args"]["ignore_plan"]:
             # The user asks to go on with other data.
             held = {**held, "data": config["data"], "prepare": config["prepare"]}
@@ -91,9 +90,20 @@ class RunFolder:
                 f"{self.path} holds a run with another {difference}: choose another --run, or --overwrite true"
             )
 
+    def check_measured(self, config: dict[str, Any]) -> None:
+        """Refuse to measure this folder's run with another model or other data than it was trained with.
+
+        Raises:
+            UserError: it holds a run whose model or data has other settings.
+        """
+        if (self.path / CONFIG).exists():
+            held = yaml.safe_load((self.path / CONFIG).read_text())
+            self._compare({**config, "model": held["model"], "data": held["data"]}, config)
+
     def start(self, config: dict[str, Any]) -> None:
         """Write the configuration that this folder is for."""
-        if not (self.path / CONFIG).exists():
+        # A run that goes on with other data is measured and exported with these.
+        if not (self.path / CONFIG).exists() or config["data"]["init_args"]["ignore_plan"]:
             text = yaml.safe_dump(config, sort_keys=False)
             write_atomic(self.path / CONFIG, lambda file: file.write(text.encode()))
 

@@ -99,7 +99,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     if launched in ("fit", "validate", "test"):
         # Lightning compares them with what SLURM says.
         configuration["trainer"] |= {"num_nodes": settings.nodes, "devices": settings.tasks_per_node or 1}
-    if launched == "fit":
+    if launched in ("fit", "ensemble"):  # whose members are runs of fit
         handled = configuration["preemption"]["signals"]
         handled += [name for name in [f"SIG{settings.signal}"] if name not in handled]
     submission = Submission(Path(command.folder or configuration.get(traits.results or "") or "."))

@@ -93,10 +93,10 @@ def result_table(record: RunRecord) -> Table:
     table.add_row("training FLOPs", f"{record.flops:.2e}")
     table.add_row("time", f"{record.wall_seconds:,.0f} s")
     for suite, loss in record.losses.items():
-        table.add_row(
-            f"validation loss, {suite}",
-            f"{loss['nats_per_token']:.4f} nats/token, {loss['bits_per_byte']:.4f} bits/byte",
-        )
+        nats, bits = loss["nats_per_token"], loss["bits_per_byte"]
+        # A record on disk has null for what is no finite number.
+        text = "not finite" if nats is None else f"{nats:.4f} nats/token, {bits:.4f} bits/byte"
+        table.add_row(f"validation loss, {suite}", text)
     return table
 
 

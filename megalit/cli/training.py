@@ -97,6 +97,11 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         except Preempted:
             _leave_group()
             raise
+        except SystemExit as ended:
+            # Lightning ends the process itself on Ctrl-C.
+            if isinstance(ended.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from ended
+            raise
 
 
 def _leave_group() -> None:
@@ -287,6 +292,7 @@ class TrainingCLI(LightningCLI):
         checkpoint = RunFolder(Path(config.run)).newest_checkpoint
         if checkpoint is None:
             raise UserError(f"{config.run} holds no checkpoint: train it with `megalit fit` and the same --config")
+        RunFolder(Path(config.run)).check_measured(self.plain_config)
         self.prepare_data(config)
         for suite, loss in self._measure(self.verb, checkpoint).items():
             print(f"{suite}\t{loss:.6f}")

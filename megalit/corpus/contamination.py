@@ -22,8 +22,8 @@ Hashes = npt.NDArray[np.uint64]
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _IN_WORD = np.array([byte >= 128 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
 _BETWEEN_WORDS = re.compile(r"\W+")
-# Thai to Khmer, kana, and ideographs.
-_UNSPACED = re.compile(
+# Thai to Khmer, kana, and ideographs: scripts without spaces between words.
+UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 # Bytes hashed at a time; sequences across the edge of two such parts are not looked at.
@@ -133,7 +133,7 @@ def _sequences(text: str, words: int) -> Hashes:
     each character counts as one.
     """
     if not text.isascii():
-        text = _UNSPACED.sub(r" \g<0> ", _BETWEEN_WORDS.sub(" ", text))
+        text = UNSPACED.sub(r" \g<0> ", _BETWEEN_WORDS.sub(" ", text))
     data = np.frombuffer(text.lower().encode(), dtype=np.uint8)
     parts = [_part_sequences(data[begin : begin + _PART], words) for begin in range(0, len(data), _PART)]
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)

@@ -181,7 +181,7 @@ def _text_folder(path: Path) -> Iterator[Document]:
         raise UserError(f"folder {path} holds no text files: put {'/'.join(TEXT_FILES)} files there")
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")  # some editors put a byte order mark first
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is not UTF-8 ({error.reason}): convert the file to UTF-8") from error
         identifier = file.relative_to(path).as_posix()

@@ -119,10 +119,12 @@ class Tokenizer:
     def token_offsets(self, text: str, characters: Sequence[int]) -> list[int]:
         """For each character offset, the number of ``text``'s tokens that start before it.
 
-        An offset inside a token moves behind that token, so that no token is cut.
+        A token starts at its first character that is no white space: most begin with the space before their word, and
+        an offset at the word lies before them. An offset inside a token moves behind that token, so that no token is
+        cut.
         """
         encoding = self._backend.encode(text, add_special_tokens=False)
-        starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
+        starts = np.array([_start(text, begin, end) for begin, end in encoding.offsets], dtype=np.int64)
         return [int(position) for position in np.searchsorted(starts, characters, side="left")]
 
     def encode_marker(self, marker: str) -> Tokens:
@@ -134,3 +136,9 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int] | Tokens) -> str:
         """The text of the tokens, special ones included."""
         return str(self._backend.decode([int(token) for token in tokens], skip_special_tokens=False))
+
+
+def _start(text: str, begin: int, end: int) -> int:
+    """Where a token's first character that is no white space stands, or the token itself."""
+    piece = text[begin:end]
+    return begin + len(piece) - len(piece.lstrip()) if not piece.isspace() else begin

@@ -60,20 +60,22 @@ def find_checkpoint(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """What a model's token ids mean.
+class Input:
+    """What a model reads.
 
     Attributes:
         vocabulary_size: rows of its embedding.
         tokenizer: fingerprint of the tokenizer that made what it was trained on, or None where that is not known.
+        context_length: tokens in the windows that it was trained on, or None where that is not known.
     """
 
     vocabulary_size: int
     tokenizer: str | None
+    context_length: int | None
 
 
-def tokens_of(path: Path) -> Tokens:
-    """What the token ids of a trained model mean, without loading its weights.
+def input_of(path: Path) -> Input:
+    """What a trained model reads, without loading its weights.
 
     Args:
         path: as for :func:`load_model`.
@@ -83,9 +85,12 @@ def tokens_of(path: Path) -> Tokens:
     """
     found = find_checkpoint(path)
     if (found / "config.json").exists():
-        return Tokens(hugging_face.read_vocabulary_size(found), hugging_face.read_tokenizer(found))
+        length = hugging_face.read_context_length(found)
+        return Input(hugging_face.read_vocabulary_size(found), hugging_face.read_tokenizer(found), length)
     state = read_checkpoint(found)
-    return Tokens(state["hyper_parameters"]["vocabulary_size"], plan_of(state)["settings"].get("tokenizer"))
+    plan = plan_of(state)
+    vocabulary_size = state["hyper_parameters"]["vocabulary_size"]
+    return Input(vocabulary_size, plan["settings"].get("tokenizer"), plan.get("context_length"))
 
 
 def load_model(path: Path, precision: str = "32-true") -> LanguageModel:
@@ -101,10 +106,19 @@ def load_model(path: Path, precision: str = "32-true") -> LanguageModel:
     found = find_checkpoint(path)
     if not (found / "config.json").exists():
         return model_of(read_checkpoint(found), precision)
-    model = LanguageModel(weights=str(found))
+    return _ready(exported_model(found), precision)
+
+
+def exported_model(folder: Path) -> LanguageModel:
+    """The model of a folder in the Hugging Face format, on the CPU, which attends to what it did in training.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    model = LanguageModel(weights=str(folder), **hugging_face.read_attention(folder))
     model.configure_model()
-    model.tokenizer = hugging_face.read_tokenizer(found)
-    return _ready(model, precision)
+    model.tokenizer = hugging_face.read_tokenizer(folder)
+    return model.eval()
 
 
 def model_of(state: dict[str, Any], precision: str = "32-true") -> LanguageModel:
@@ -129,11 +143,12 @@ def plan_of(state: dict[str, Any]) -> dict[str, Any]:
     return next(plans, {"settings": {}})
 
 
-def refuse_other_tokens(name: str, model: Tokens, others: Tokens, whose: str) -> None:
-    """Refuse a model whose token ids mean something else than those of ``whose`` vocabulary and tokenizer.
+def refuse_other_input(name: str, model: Input, others: Input, whose: str) -> None:
+    """Refuse a model that cannot read ``whose`` windows.
 
     Raises:
-        UserError: the vocabularies differ in size, or the tokenizers are known and differ.
+        UserError: the vocabularies differ in size, or the tokenizers are known and differ, or the model knows shorter
+            windows alone.
     """
     if model.vocabulary_size != others.vocabulary_size:
         raise UserError(
@@ -143,4 +158,10 @@ def refuse_other_tokens(name: str, model: Tokens, others: Tokens, whose: str) ->
     if None not in (model.tokenizer, others.tokenizer) and model.tokenizer != others.tokenizer:
         raise UserError(
             f"{name} was trained with another tokenizer than {whose}: take models and token stores of one tokenizer"
+        )
+    known, asked = model.context_length, others.context_length
+    if known is not None and asked is not None and known < asked:
+        raise UserError(
+            f"{name} was trained on windows of {known} tokens and {whose} has {asked}: "
+            "set data.context_length to at most that, or take another model"
         )

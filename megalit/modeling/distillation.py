@@ -91,7 +91,8 @@ def frozen_copy(model: Decoder) -> Decoder:
     twin = Decoder(
         model.shape,
         model.vocabulary_size,
-        attention=model.attention,
+        # The flash kernels know half precision alone, and the copy is in float32 whatever the model trains in.
+        attention=model.attention if model.lm_head.weight.dtype == torch.float32 else "auto",
         cross_document_attention=model.cross_document_attention,
         bos=model.bos,
     )

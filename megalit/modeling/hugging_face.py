@@ -15,8 +15,9 @@ from megalit.modeling.shapes import Shape
 
 # Qwen3 is Llama with normalized queries and keys.
 _ARCHITECTURES = {False: ("LlamaForCausalLM", "llama"), True: ("Qwen3ForCausalLM", "qwen3")}
-# A key of ours, which transformers keeps and does not look at.
+# Keys of ours, which transformers keeps and does not look at.
 _TOKENIZER = "megalit_tokenizer"
+_CROSS_DOCUMENT_ATTENTION = "megalit_cross_document_attention"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -46,6 +47,7 @@ def export(
         save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
         config = configuration(model.shape, model.vocabulary_size, dtype, context_length)
         config |= {"bos_token_id": bos, "eos_token_id": eos, _TOKENIZER: model.tokenizer}
+        config[_CROSS_DOCUMENT_ATTENTION] = model.cross_document_attention
         write_json(temporary / "config.json", config)
 
 
@@ -129,6 +131,21 @@ def read_tokenizer(folder: Path) -> str | None:
     """Fingerprint of the tokenizer whose tokens the model in a folder was trained on, where megalit has written it."""
     fingerprint: str | None = _config(folder).get(_TOKENIZER)
     return fingerprint
+
+
+def read_attention(folder: Path) -> dict[str, Any]:
+    """The settings of the model in a folder that say which documents of a window it attends to, as a decoder takes
+    them; none for a model that megalit has not written."""
+    config = _config(folder)
+    if config.get(_CROSS_DOCUMENT_ATTENTION, True):
+        return {}
+    return {"cross_document_attention": False, "bos": config["bos_token_id"]}
+
+
+def read_context_length(folder: Path) -> int | None:
+    """Tokens in the longest window that the model in a folder is for, where it says so."""
+    length: int | None = _config(folder).get("max_position_embeddings")
+    return length
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -23,9 +23,14 @@ from megalit.modeling.head import IGNORED, CrossEntropy, LossTerm, Weighted, ZLo
 from megalit.modeling.micro_batch import find_micro_batch
 from megalit.modeling.nonfinite import culprits
 from megalit.modeling.optimizers import OptimizerSettings, Schedule, make_optimizer
-from megalit.modeling.out_of_memory import told_out_of_memory
+from megalit.modeling.out_of_memory import no_room, told_out_of_memory
 from megalit.modeling.shapes import Shape
 from megalit.modeling.transformer import Regularization
+
+_NO_ROOM_FOR_OPTIMIZER = no_room(
+    "the optimizer, which keeps two numbers more for each weight",
+    "shard the model over several GPUs (trainer.strategy), or choose a smaller model.shape",
+)
 
 
 class LanguageModel(Decoder):
@@ -252,14 +257,17 @@ class LanguageModel(Decoder):
                     self.manual_backward(of_terms.sum() * self.trainer.world_size)
                 sums += of_terms.detach()
         sums = self._over_ranks(sums)
-        norm = sharding.clip_gradients(self, self.gradient_clip)
+        with told_out_of_memory(lambda: self.out_of_memory(batch)):
+            norm = sharding.clip_gradients(self, self.gradient_clip)
         if not torch.isfinite(sums.sum() + norm):
             self._handle_nonfinite(batch, batch_idx, "gradient" if torch.isfinite(sums.sum()) else "loss")
             optimizer.zero_grad()
         self._set_rates(optimizer, batch_idx)
-        optimizer.step()
+        with told_out_of_memory(_NO_ROOM_FOR_OPTIMIZER):
+            optimizer.step()
         optimizer.zero_grad()
-        if (batch_idx + 1) % self._log_every == 0:
+        every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if every and (batch_idx + 1) % every == 0:
             rates = {"train/gradient_norm": norm, "train/learning_rate": self._rate}
             self.log_dict({"train/loss": sums.sum(), **self._by_term(sums), **rates})
         return {"loss": sums.sum()}
@@ -278,11 +286,6 @@ class LanguageModel(Decoder):
         # Terms with a weight of their own log what they are without it.
         parts = zip(self.terms, sums, strict=True)
         return {f"train/{term.name}": value for term, value in parts if not isinstance(term, Weighted)}
-
-    @property
-    def _log_every(self) -> int:
-        trainer: Any = self.trainer
-        return int(trainer.log_every_n_steps)
 
     def _set_rates(self, optimizer: Any, step: int) -> None:
         # The plan's steps, or, where a run goes on with other data, those done and those left.

@@ -17,6 +17,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
+def no_room(what: str, remedy: str) -> Callable[[], UserError]:
+    """The error for something that lies in memory as a whole, to be given to :func:`told_out_of_memory`."""
+    return lambda: UserError(f"out of memory for {what}: {remedy}")
+
+
 @contextmanager
 def told_out_of_memory(explain: Callable[[], UserError]) -> Iterator[None]:
     """Raise what ``explain`` gives where memory runs out within."""

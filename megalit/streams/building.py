@@ -195,8 +195,8 @@ def build_stores(
             manifest = stores.read_manifest(output / part.name)
             if manifest.origin != part.origin or manifest.tokenizer != tokenizer.fingerprint:
                 raise UserError(
-                    f"{output / part.name} was built from another corpus, tokenizer or guard: "
-                    "choose another folder for the stores"
+                    f"{output / part.name} was built from another corpus, tokenizer or guard, or by an earlier "
+                    "megalit: choose another folder for the stores"
                 )
     if not missing:
         return []

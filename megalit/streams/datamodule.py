@@ -173,9 +173,9 @@ class StreamDataModule(lightning.LightningDataModule):
         """Validation suites by name."""
         return self.mixture.suites
 
-    def windows_seen(self, steps: int) -> dict[str, int]:
-        """Windows of each stream in the first ``steps`` steps of the run."""
-        return self.mixture.windows_seen(steps)
+    def windows_seen(self) -> dict[str, int]:
+        """Windows of each stream that the model has trained on."""
+        return self.mixture.windows_seen(self.consumed_samples)
 
     def documents_of(self, sample: int) -> list[str]:
         """Ids of the documents in the window of one sample of the run."""

@@ -14,7 +14,7 @@ from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.streams.joining import MappedTables
 from megalit.streams.loading import SuiteWindows
-from megalit.streams.orderings import LatentThoughts, Real, Samples, describe
+from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe
 from megalit.streams.pieces import Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan
 from megalit.streams.plan_arrays import Arrays, PlanArrays
@@ -92,9 +92,9 @@ class Mixture:
         """The mixture's own stores."""
         return self._opened[self.settings.stores].stores
 
-    def windows_seen(self, steps: int) -> dict[str, int]:
-        """Windows of each stream in the first ``steps`` steps."""
-        counts = self.schedule.counts(steps * self.settings.global_batch)
+    def windows_seen(self, samples: int) -> dict[str, int]:
+        """Windows of each stream among the first ``samples`` of the run."""
+        counts = self.schedule.counts(samples)
         return {stream.name: int(count) for stream, count in zip(self.streams, counts, strict=True)}
 
     def forget_plans(self) -> None:
@@ -214,6 +214,7 @@ class Mixture:
                 {
                     **describe(component.ordering),
                     **self._thoughts(component),
+                    **_drawn(component.ordering),
                     "shares": [str(share) for share in component.shares],
                 }
                 for component in components
@@ -232,6 +233,12 @@ class Mixture:
             unique_real_tokens=real_tokens,
             settings=settings,
         )
+
+
+def _drawn(ordering: Ordering) -> dict[str, str]:
+    """Tells runs from those of before streams of all names drew the same generations."""
+    drawn = getattr(ordering, "draw", None) == "drawn" and ordering.name != "stitched"
+    return {"drawn": "alike in all streams"} if drawn else {}
 
 
 def _file_digest(name: str | None) -> str | None:

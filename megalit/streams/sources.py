@@ -21,6 +21,9 @@ from megalit.streams.store import Kind
 
 Rows = Iterator[list[dict[str, Any]]]
 
+# Stores of before have thoughts behind the first token of the word that they belong before.
+_OFFSETS = {"token_offsets": "of a word's first character"}
+
 
 def real_rows(corpus: Corpus, split: str) -> Rows:
     """Batches of real documents: the training ones, or those held out."""
@@ -87,12 +90,12 @@ def sources(
     for made in sets:
         if made.kind == "thoughts":
             rows = partial(thought_rows, corpus, made.path, tokenizer)
-            yield Source(made.name, "thoughts", rows, {**origin, **made.origin})
+            yield Source(made.name, "thoughts", rows, {**origin, **made.origin, **_OFFSETS})
         else:
             yield from _segments(made, origin, output)
     if corpus.manifest["thoughts"]:
         rows = partial(thought_rows, corpus, corpus.folder / "thoughts.parquet", tokenizer)
-        yield Source("thoughts", "thoughts", rows, origin)
+        yield Source("thoughts", "thoughts", rows, {**origin, **_OFFSETS})
 
 
 def _segments(made: GenerationSet, origin: dict[str, Any], output: Path) -> Iterator[Source]:

@@ -15,7 +15,10 @@ from megalit.streams.plan_arrays import Arrays, PlanArrays
 EpochOrder = Literal["documents", "windows", "sequential", "paper"]
 
 # Of the arrays kept on a node; another layout has another number.
-_ARRAYS = 2
+_ARRAYS = 3
+# Of the generations that are drawn: no stream's own, so that streams with one seed draw the same ones and can be
+# compared. It is what a stream named stitched always had.
+_DRAWN = b"stitched/fixed"
 
 
 class Stream:
@@ -29,7 +32,8 @@ class Stream:
             ``windows``: packed once, windows permuted every epoch; ``sequential``: documents permuted anew,
             windows in order, so that a megadoc's windows follow each other; ``paper``: packed once, one
             permutation of disjoint windows for all epochs, the remainder dropped.
-        seed: fixes every permutation, together with the stream's name and the epoch.
+        seed: fixes every permutation, together with the stream's name and the epoch, and by itself which generations
+            are drawn.
         identity: tells this data set from others, for the plans kept on the node.
     """
 
@@ -99,7 +103,8 @@ class Stream:
 
     def _arrange(self, epoch: int) -> Arrays:
         packed_in = 0 if self.epoch_order in ("windows", "paper") else epoch
-        rows = self.ordering.rows(self.tables, self._random("fixed", 0), self._random("documents", packed_in))
+        drawn = np.random.default_rng([self._seed, 0, *_DRAWN])
+        rows = self.ordering.rows(self.tables, drawn, self._random("documents", packed_in))
         packed = PackedTokens.of(self.tables.table, rows, self.epoch_order == "paper")
         windows = np.arange(packed.windows(self.context_length))
         if self.epoch_order != "sequential":

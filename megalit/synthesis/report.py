@@ -62,7 +62,7 @@ def _percentiles(values: list[int]) -> dict[str, float]:
     return {str(p): float(v) for p, v in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
 
 
-def _novelty(corpus: Corpus | None, folder: Path) -> tuple[float | None, list[float], list[int]]:
+def _novelty(corpus: Corpus | None, folder: Path) -> tuple[float | None, list[float | None], list[int]]:
     """New 4-grams against the document, among siblings by place, and the documents' lengths in words."""
     if corpus is None:
         return None, [], []
@@ -84,14 +84,18 @@ def _novelty(corpus: Corpus | None, folder: Path) -> tuple[float | None, list[fl
         seen = set(known)
         for number, row in enumerate(group):
             own = set(ngrams(words(row["text"]), RUN))
+            if number == len(among):
+                among.append([])
             if not own:
                 continue
             against.append(len(own - known) / len(own))
-            if number == len(among):
-                among.append([])
-            among[min(number, len(among) - 1)].append(len(own - seen) / len(own))
+            among[number].append(len(own - seen) / len(own))
             seen |= own
-    return (float(np.mean(against)) if against else None), [float(np.mean(part)) for part in among], lengths
+    return (
+        float(np.mean(against)) if against else None,
+        [float(np.mean(part)) if part else None for part in among],
+        lengths,
+    )
 
 
 def report_lines(report: dict[str, Any]) -> list[str]:
@@ -107,8 +111,9 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         )
     if report["new_against_document"] is not None:
         lines.append(f"{report['new_against_document']:.1%} of {RUN}-word sequences are not in the document")
-    if len(report["new_among_siblings"]) > 1:
-        first, last = report["new_among_siblings"][0], report["new_among_siblings"][-1]
+    among = [share for share in report["new_among_siblings"] if share is not None]
+    if len(among) > 1:
+        first, last = among[0], among[-1]
         lines.append(f"new in a document's first generation {first:.1%}, in its last {last:.1%}")
     return lines
 
@@ -126,7 +131,7 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     lengths.set(xlabel="length (words)", ylabel="percentile of texts (%)", ylim=(0, 100), title="Lengths")
     lengths.legend()
     among = report["new_among_siblings"]
-    novelty.plot(range(1, len(among) + 1), [100 * share for share in among], marker="o")
+    novelty.plot(range(1, len(among) + 1), [np.nan if part is None else 100 * part for part in among], marker="o")
     novelty.set(
         xlabel="generation of a document (its number)",
         ylabel=f"new {RUN}-word sequences (%)",

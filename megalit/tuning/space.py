@@ -47,6 +47,9 @@ class Axis:
         if len(set(map(str, self.values))) < len(self.values) or len(set(self.values)) < len(self.values):
             raise UserError(f"space.{self.key} holds a value twice: list each once")
         if self.is_numeric:
+            if not self._is_integer:
+                # Optuna gives them back so, and a run's folder has the value in its name.
+                object.__setattr__(self, "values", self._numbers)
             if not all(math.isfinite(value) for value in self._numbers):
                 raise UserError(f"space.{self.key} holds a value that is not finite: list numbers")
             if list(self._numbers) != sorted(self._numbers):

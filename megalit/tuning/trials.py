@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from megalit.errors import UserError
 from megalit.files import fingerprint, lock
+from megalit.preemption import STOPPED
 from megalit.scaling.records import read_record
 from megalit.tuning.results import Unit
 from megalit.tuning.space import Space, Value
@@ -121,7 +122,7 @@ class FitRunner:
         return kept
 
     def _wait(self, process: "subprocess.Popen[bytes]", stopped: Stopped) -> bool:
-        """Wait for a process to end; whether it was asked to."""
+        """Wait for a process to end; whether it was told to, by this worker or by a signal of its own."""
         while process.poll() is None:
             if stopped():
                 _signal_group(process, signal.SIGTERM)
@@ -132,7 +133,8 @@ class FitRunner:
                     process.wait()
                 return True
             time.sleep(_POLL_SECONDS)
-        return False
+        # SLURM signals a worker and its trial together, and the trial may be the first to end.
+        return stopped() or process.returncode == STOPPED
 
     def _outcome(self, code: int, was_stopped: bool, run: Path, log: Path) -> Outcome:
         error = last_error(log)

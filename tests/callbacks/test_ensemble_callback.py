@@ -68,7 +68,11 @@ def test_two_ranks_measure_what_one_does(run: Run, small: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [(["--model.vocabulary_size", 5000], "the member a has a vocabulary of 5000"), (["--run", "z"], "a holds no")],
+    [
+        (["--model.vocabulary_size", 5000], "the member a has a vocabulary of 5000"),
+        (["--data.context_length", 16], "the member a was trained on windows of 16 tokens"),
+        (["--run", "z"], "a holds no"),
+    ],
 )
 def test_what_cannot_be_a_member_is_named_before_the_run(
     settings: list[Any], message: str, run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -104,6 +104,10 @@ def test_what_cannot_be_a_teacher_is_named(
     replace(read_record(Path("larger")), status="running").write(Path("larger"))
     assert run("fit", "--config", config, "--run", "student") == 2
     assert "the teacher larger is not finished" in capsys.readouterr().err
+    assert run("fit", "--config", small, "--run", "shorter", "--data.context_length", 16) == 0
+    config = distilling(small, tmp_path, teachers="shorter")
+    assert run("fit", "--config", config, "--run", "student") == 2
+    assert "the teacher shorter was trained on windows of 16 tokens and the student has 32" in capsys.readouterr().err
     broken = tmp_path / "step-000000001.ckpt"
     broken.write_bytes(b"no checkpoint")
     config = distilling(small, tmp_path, teachers=str(broken))

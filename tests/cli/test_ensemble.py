@@ -15,6 +15,7 @@ from running import Run, start
 
 from megalit.cli import ensemble
 from megalit.evaluation.checkpoints import load_model, newest_checkpoint
+from megalit.preemption import STOP
 from megalit.scaling.records import read_record
 
 
@@ -152,3 +153,28 @@ def test_what_would_be_found_out_after_training_is_said_before(
     assert run("ensemble", "--config", small, "--run", "never", *flags) == 2
     assert message in capsys.readouterr().err
     assert not Path("never").exists()
+
+
+@pytest.mark.parametrize(("ends", "code"), [(0, 0), (-signal.SIGTERM, 2)])
+def test_told_to_stop_while_a_member_starts_or_ends_it_begins_no_other(
+    ends: int, code: int, run: Run, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A member at its last step finishes; one that handles no signals yet is ended by them."""
+    begun = []
+
+    def member(command: Sequence[str], told: bool = True) -> int:
+        begun.append(command)
+        if ends == 0:
+            program, *arguments = command[command.index("-m") + 1 :]
+            assert fork(program, *arguments).wait(300) == 0
+        STOP.received = "SIGTERM" if told else None
+        return ends
+
+    monkeypatch.setattr(ensemble, "_run", member)
+    flags = ["--members", 3, "--config", small, "--run", "three"]
+    assert run("ensemble", *flags) == 75
+    assert len(begun) == 1
+    assert "stopped by SIGTERM: the same command continues" in capsys.readouterr().err
+    # By nobody's signal the same is a failure, or the next member's turn.
+    monkeypatch.setattr(ensemble, "_run", lambda command: member(command, told=False))
+    assert run("ensemble", *flags, "--logits", "false") == code

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -171,6 +173,40 @@ def test_measuring_a_run_gives_its_final_loss(verb: str, run: Run, small: Path, 
     assert float(value) == pytest.approx(read_record(tmp_path / "run").losses["iid"]["nats_per_token"], abs=1e-5)
 
 
+def test_a_run_is_measured_with_its_own_model_and_data(
+    run: Run, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", small) == 0
+    for flag, name in (
+        ("--model.cross_document_attention", "model.cross_document_attention (True, not False)"),
+        ("--data.separate_validation", "data.separate_validation (False, not True)"),
+    ):
+        assert run("validate", "--config", small, flag, "false" if "model" in flag else "true") == 2
+        assert f"run holds a run with another {name}" in capsys.readouterr().err
+    assert run("validate", "--config", small, "--trainer.precision", "bf16-mixed", "--model.micro_batch", "2") == 0
+
+
+def test_a_loss_that_is_no_number_is_said_of_a_finished_run(
+    run: Run, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", small) == 0
+    record = read_record(Path("run"))
+    nothing = {"nats_per_token": float("nan"), "bits_per_byte": float("nan")}
+    replace(record, losses={"iid": nothing}).write(Path("run"))
+    capsys.readouterr()
+    assert run("fit", "--config", small) == 0
+    assert re.search(r"validation loss, iid\W+not finite", capsys.readouterr().err)
+
+
+def test_nothing_is_logged_where_lightning_is_told_so(run: Run, small: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(small.read_text())
+    teacher = {"class_path": "megalit.callbacks.SelfDistillation", "init_args": {"teachers": "ema"}}
+    config["trainer"] |= {"log_every_n_steps": 0, "callbacks": [teacher]}
+    small.write_text(yaml.safe_dump(config))
+    assert run("fit", "--config", small) == 0
+    assert read_record(tmp_path / "run").status == "finished"
+
+
 def test_measuring_without_a_checkpoint_says_what_to_do(run: Run, small: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     assert run("validate", "--config", small) == 2
     assert "holds no checkpoint: train it with `megalit fit`" in capsys.readouterr().err
@@ -233,3 +269,12 @@ def test_a_run_is_exported_and_training_starts_from_it(run: Run, small: Path, tm
     assert run("fit", "--config", small, *more) == 0
     before, after = read_record(tmp_path / "run"), read_record(tmp_path / "more")
     assert after.losses["iid"]["nats_per_token"] == pytest.approx(before.losses["iid"]["nats_per_token"], abs=0.01)
+
+
+def test_an_exported_model_attends_to_what_it_did_in_training(run: Run, small: Path, data_set: DataSet) -> None:
+    assert run("fit", "--config", small, "--model.cross_document_attention", "false") == 0
+    assert run("export", "--run", "run", "--output", "hf", "--dtype", "float32") == 0
+    assert run("evaluate", "--run", "hf", "--suites", f"{{iid: '{data_set.folder}'}}") == 0
+    measured = json.loads(Path("hf/evaluation.json").read_text())["suites"]["iid"]["nats_per_token"]
+    assert measured == pytest.approx(read_record(Path("run")).losses["iid"]["nats_per_token"], abs=1e-5)
+    assert load_model(Path("hf")).cross_document_attention is False

@@ -9,6 +9,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+import yaml
 from data_sets import DataSet
 from forks import fork
 from running import Run, losses, start, start_interpreter
@@ -137,6 +138,26 @@ def test_a_run_goes_on_with_other_data_when_it_is_told_to(run: Run, small: Path,
     (data,) = [value for key, value in state.items() if "Stream" in key]
     assert data["steps"] == state["global_step"] == done + (20 * 8 - done * 4) // 8
     assert data["consumed_samples"] == done * 4 + (data["steps"] - done) * 8
+    record = read_record(tmp_path / "run")
+    assert record.steps == data["steps"]
+    assert [point.tokens for point in record.training_curve] == [
+        32 * (4 * step if step <= done else 4 * done + 8 * (step - done)) for step in range(1, record.steps + 1)
+    ]
+    assert sum(record.tokens_seen.values()) == record.validation_curve[-1].tokens == 32 * data["consumed_samples"]
+    # What measures and exports the run reads from there what it was trained on.
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]["global_batch"] == 8
+
+
+def test_ctrl_c_says_how_the_run_goes_on(small: Path, tmp_path: Path) -> None:
+    process = start_interpreter("fit", "--config", small, "--data.total_tokens", "400000", folder=tmp_path)
+    while not Checkpoint.newest(tmp_path / "run"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "megalit fit: interrupted; the same command continues" in said
+    assert "Traceback" not in said
 
 
 WRITE_IS_KILLED = """

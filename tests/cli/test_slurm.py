@@ -181,12 +181,31 @@ def test_a_checkpoint_that_lightning_would_load_unasked_is_refused(
 
 
 def test_members_of_an_ensemble_are_tasks_of_an_array(
-    run: Run, small: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, small: Path, queue: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ("--array", 3, "--dry_run", "--", "ensemble", "--members", 3, "--chain_weight", 0.3, "--config", small)
+    given = (
+        "--array",
+        3,
+        "--dry_run",
+        "--signal",
+        "USR2",
+        "--",
+        "ensemble",
+        "--members",
+        3,
+        "--chain_weight",
+        0.3,
+        "--config",
+        small,
+    )
     assert run("slurm", *given, "--run", "three") == 0
     script = capsys.readouterr().out
     assert "#SBATCH --array=0-2" in script
     (command,) = [line for line in script.splitlines() if "megalit ensemble" in line]
     assert "three/slurm" in command
     assert "--members 3 --chain_weight 0.3 --only" in command
+    # A member handles what its job is signalled with.
+    assert run("slurm", *(part for part in given if part != "--dry_run"), "--run", "three") == 0
+    (kept,) = [path for path in Path("three/slurm").iterdir() if path.is_dir()]
+    configuration = yaml.safe_load((kept / "ensemble.yaml").read_text())
+    assert configuration["preemption"]["signals"] == ["SIGUSR1", "SIGTERM", "SIGUSR2"]

@@ -58,7 +58,7 @@ def test_every_format_gives_the_same_documents(name: str, write: Callable[[Path]
 def test_a_folder_of_text_has_its_paths_as_ids(tmp_path: Path) -> None:
     (tmp_path / "x" / "deep").mkdir(parents=True)
     (tmp_path / "x" / "deep" / "b.md").write_text("two")
-    (tmp_path / "x" / "a.txt").write_text("one")
+    (tmp_path / "x" / "a.txt").write_text("one", encoding="utf-8-sig")  # with a byte order mark, as some editors do
     (tmp_path / "x" / "picture.png").write_bytes(b"\x89")
     documents: list[Document] = list(read(str(tmp_path / "x")))
     assert [(d.id, d.text) for d in documents] == [("a.txt", "one"), ("deep/b.md", "two")]

@@ -50,6 +50,22 @@ def test_token_offsets_never_cut_a_token(tokenizer: Tokenizer, text: str, data: 
     assert 0 <= at <= len(tokens)
 
 
+@given(
+    st.lists(st.sampled_from(["the", "fox", "quicker", "é", "狗"]), min_size=2, max_size=8),
+    st.sampled_from([" ", "  ", "\n"]),
+)
+def test_the_offset_of_a_word_lies_before_its_first_token(tokenizer: Tokenizer, words: list[str], gap: str) -> None:
+    """Which begins with the space before the word."""
+    text = gap.join(words)
+    (tokens,) = tokenizer.encode_batch([text])
+    for number in range(1, len(words)):
+        offset = len(gap.join(words[:number])) + len(gap)
+        (at,) = tokenizer.token_offsets(text, [offset])
+        before, behind = tokenizer.decode(tokens[:at]), tokenizer.decode(tokens[at:])
+        assert before.rstrip() == gap.join(words[:number])
+        assert behind.lstrip() == gap.join(words[number:])
+
+
 def test_markers_are_one_token_each(tokenizer: Tokenizer) -> None:
     assert [len(tokenizer.encode_marker(marker)) for marker in ("<think>", "</think>")] == [1, 1]
     assert tokenizer.vocabulary_size <= 300

@@ -119,6 +119,13 @@ def test_a_moving_average_follows_the_weights(dtype: torch.dtype) -> None:
         torch.testing.assert_close(value, before[name].float() + 0.25 * moved)
 
 
+def test_an_average_in_float32_leaves_kernels_of_half_precision_to_its_student() -> None:
+    student = model(0)
+    student.attention = "flash2"
+    assert frozen_copy(student).attention == "flash2"
+    assert frozen_copy(student.to(torch.bfloat16)).attention == "auto"
+
+
 def test_in_bfloat16_the_teachers_heads_are_cast_once_and_chunks_change_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -212,6 +212,17 @@ def test_running_out_of_memory_says_what_to_lower(
         train(data_set, tmp_path)
 
 
+def test_an_optimizer_without_room_says_what_to_do(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", exhausted)
+    with pytest.raises(UserError, match=r"for the optimizer, .* shard the model over several GPUs"):
+        train(data_set, tmp_path)
+
+
 def test_a_checkpoint_of_another_shape_is_refused_by_the_tensor(data_set: DataSet, tmp_path: Path) -> None:
     train(data_set, tmp_path, stop_at=3)
     with pytest.raises(UserError, match=r"transformer.embed_tokens.weight has the shape \(\d+, 128\) here"):

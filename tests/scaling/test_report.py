@@ -197,6 +197,31 @@ def test_a_baseline_that_does_not_fall_has_no_data_efficiency(tmp_path: Path) ->
     assert "do not fall with more of them" in page.text
 
 
+def test_a_model_without_a_law_is_named_beside_those_that_have_one(tmp_path: Path) -> None:
+    for fraction in (0.125, 0.25, 0.5, 1.0):
+        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + 0.5 / fraction**0.5)
+        muon = make_run(tmp_path / "runs" / f"muon-{fraction}", "real", 0, 8, fraction, loss=3 + fraction)
+        value = json.loads((muon / "record.json").read_text())
+        value["config"]["model"] = {**value["config"].get("model", {}), "optimizer": {"name": "muon"}}
+        (muon / "record.json").write_text(json.dumps(value))
+    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
+    page = report(tmp_path)
+    assert len(page.numbers("Data efficiency: iid")) == 1
+    found = re.findall(r"Not shown: .*? (\S+) real tokens, .*, muon, .* do not fall with more of them", page.text)
+    assert set(found) == {"1M"}, "subsets are there for the law alone"
+
+
+def test_seeds_that_share_no_context_length_are_drawn_by_the_first(tmp_path: Path) -> None:
+    for seed, lengths in enumerate(([128, 256], [512])):
+        folder = make_run(tmp_path / "runs" / f"{seed}", "real", 0, seed=seed)
+        value = json.loads((folder / "evaluation.json").read_text())
+        for suite in value["suites"].values():
+            suite["by_context_length"] = [[length, 3.0] for length in lengths]
+        (folder / "evaluation.json").write_text(json.dumps(value))
+    rows = report(tmp_path).numbers("Loss against context length: iid")
+    assert [row["context length (tokens)"] for row in rows] in (["128", "256"], ["512"])
+
+
 def test_a_run_in_training_has_its_curves(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "going", status="running")
     page = report(tmp_path)

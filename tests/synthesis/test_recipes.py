@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalit.errors import UserError
-from megalit.synthesis.items import Generated, Item, Outcome, Recipe, Rejected, Source
+from megalit.synthesis.items import Generated, Item, Outcome, Recipe, Rejected, Source, TokenCounter
 from megalit.synthesis.prompts import Prompt, names
 from megalit.synthesis.recipes import CritiqueAndRevise, LatentThoughts, Rephrase, TokenNoise, Unconditional
 from megalit.synthesis.recipes.latent_thoughts import split_places
@@ -24,9 +24,11 @@ def item(text: str = TEXT, index: int = 0) -> Item:
     return Item(Source("id", "hash", text), index)
 
 
-def drive(recipe: Recipe, of: Item, answers: list[list[str]]) -> tuple[list[list[Request]], Outcome]:
+def drive(
+    recipe: Recipe, of: Item, answers: list[list[str]], count_tokens: TokenCounter = count
+) -> tuple[list[list[Request]], Outcome]:
     """Run a recipe with prepared answers; give what it asked and what came of it."""
-    steps = recipe.run(of, count)
+    steps = recipe.run(of, count_tokens)
     asked: list[list[Request]] = []
     try:
         requests = next(steps)
@@ -81,6 +83,19 @@ def test_places_cut_a_text_between_words(text: str, splits: int) -> None:
         assert not text[place].isspace()
     starts = [at for at in range(1, len(text)) if text[at - 1].isspace() and not text[at].isspace()]
     assert len(places) == splits or len(places) <= len(starts)
+
+
+def test_places_in_scripts_without_spaces_are_at_letters() -> None:
+    assert split_places("天地玄黄宇宙洪荒" * 5, 3) == [10, 20, 30]
+    thai = "น้ำ" * 8  # a letter, its tone mark and its vowel
+    assert split_places(thai, 3) == [6, 12, 18]
+    text = "題 " + "天" * 60
+    asked, _ = drive(LatentThoughts(splits=1, prefix_tokens=20, suffix_tokens=10), item(text), [["Because."]], len)
+    prefix, suffix = prompt_of(asked[0][0]).split("Beginning:\n")[1].split("\n\nContinuation:\n")
+    assert (prefix, suffix) == ("天" * 20, "天" * 10)
+    few = "地 " + "天" * 200  # the space is too far back to be the word's beginning
+    asked, _ = drive(LatentThoughts(splits=1, prefix_tokens=150, suffix_tokens=10), item(few), [["Because."]], len)
+    assert "地" in prompt_of(asked[0][0])
 
 
 def test_places_are_near_equal() -> None:

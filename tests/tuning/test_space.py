@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalit.errors import UserError
+from megalit.tuning.results import Unit
 from megalit.tuning.space import Axis, Side, Space
+from megalit.tuning.trials import run_name
 
 
 @pytest.mark.parametrize(
@@ -88,3 +90,11 @@ def test_a_space_survives_being_written() -> None:
     space = Space.parse(settings)
     assert Space.from_json(space.to_json()) == space
     assert not space.is_grid
+
+
+def test_a_value_has_one_name_however_it_was_written() -> None:
+    """Optuna gives 0 back as 0.0, and the folder of a run has it in its name."""
+    space = Space.parse({"decay": [0, 0.1, 1]})
+    assert [str(value) for value in space.axes[0].values] == ["0.0", "0.1", "1.0"]
+    assert run_name(Unit((space.axes[0].values[0],), 0), space) == run_name(Unit((0.0,), 0), space)
+    assert [str(value) for value in Axis("epochs", (1, 2)).values] == ["1", "2"]

@@ -19,7 +19,7 @@ from megalit.tuning.results import BEAT, CLAIM, Unit
 from megalit.tuning.samplers import ConvexSampler
 from megalit.tuning.space import Space
 from megalit.tuning.study import JOURNAL, SharedStudy
-from megalit.tuning.trials import Outcome
+from megalit.tuning.trials import FitRunner, Outcome
 from megalit.tuning.worker import Task, Worker
 
 LINE = {"a": [1, 2, 3, 4, 5]}
@@ -34,6 +34,27 @@ def start(folder: Path, seconds: float) -> "subprocess.Popen[bytes]":
 def asked(folder: Path) -> list[str]:
     path = folder / "asked"
     return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "status"), [(75, False, "interrupted"), (1, True, "interrupted"), (1, False, "failed")]
+)
+def test_a_trial_that_is_signalled_with_its_worker_has_not_failed(
+    code: int, told: bool, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM signals both; the trial may end before the worker looks."""
+    ended = threading.Event()
+
+    class Ends(subprocess.Popen[bytes]):
+        def poll(self) -> int | None:
+            self.wait()
+            ended.set()
+            return super().poll()
+
+    monkeypatch.setattr(subprocess, "Popen", Ends)
+    monkeypatch.setattr(FitRunner, "command", lambda *_: [sys.executable, "-c", f"raise SystemExit({code})"])
+    outcome = FitRunner((), tmp_path)(Unit((1,), 0), Space.parse(LINE), 0, lambda: told and ended.is_set())
+    assert outcome.status == status
 
 
 def test_workers_at_once_run_no_point_twice(tmp_path: Path) -> None:

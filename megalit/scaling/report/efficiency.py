@@ -64,6 +64,8 @@ def data_efficiency(study: Study, suite: str) -> Picture | Missing:
             results = _results(study, family, suite, baseline) if baseline else []
         except UserError as error:
             remedy = f"{error}; {remedy}"
+            if family in study.compared:
+                remarks.append(f"Not shown: {family}, {error}.")
             continue
         if baseline and results:
             shown.append((family, baseline, results))

@@ -110,8 +110,11 @@ def _curves(
 
 
 def _mean(setting: Setting, curves: list[Curve]) -> Line:
-    """Mean and deviation over seeds, where all of them were measured."""
+    """Mean and deviation over seeds, where all of them were measured; the first seed's where that is nowhere."""
     shared = sorted(set.intersection(*({x for x, _ in curve} for curve in curves)))
+    if not shared:
+        curves = curves[:1]
+        shared = sorted({x for x, _ in curves[0]})
     values = np.array([[dict(curve)[x] for x in shared] for curve in curves])
     deviation = values.std(axis=0, ddof=1).tolist() if len(curves) > 1 else []
     colour, marker = colour_of(setting.stream), marker_of(setting.stream)

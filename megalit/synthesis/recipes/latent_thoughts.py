@@ -5,10 +5,12 @@ The idea is that of "Reasoning to Learn from Latent Thoughts" (arXiv 2503.18866)
 parts are our choice. The wording of the prompt is ours.
 """
 
+import unicodedata
 from bisect import bisect_left
 from dataclasses import dataclass
 from typing import ClassVar
 
+from megalit.corpus.contamination import UNSPACED
 from megalit.errors import UserError
 from megalit.files import fingerprint
 from megalit.synthesis.items import Generated, Item, Kind, Recipe, Rejected, Steps, TokenCounter, source_of
@@ -17,6 +19,8 @@ from megalit.synthesis.requests import ask
 
 # Characters; more than almost any token has, so that of a long text only a part is looked at.
 _LONGEST_TOKEN = 16
+# Characters of a word that is cut off at a limit; where there is no space for longer, none is looked for.
+_LONGEST_WORD = 100
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,9 @@ class LatentThoughts(Recipe):
 def split_places(text: str, count: int) -> list[int]:
     """Character offsets that cut a text into ``count + 1`` near-equal parts, each at the start of a word.
 
-    Fewer where the text has too few words.
+    In scripts without spaces it is the start of a character. Fewer where the text has too few words.
     """
-    starts = [at for at in range(1, len(text)) if text[at - 1].isspace() and not text[at].isspace()]
+    starts = [at for at in range(1, len(text)) if _starts_word(text, at)]
     places: list[int] = []
     free = 0  # starts from here on lie behind the last place
     for number in range(1, count + 1):
@@ -88,6 +92,13 @@ def split_places(text: str, count: int) -> list[int]:
     return places
 
 
+def _starts_word(text: str, at: int) -> bool:
+    if text[at - 1].isspace():
+        return not text[at].isspace()
+    # Not before a vowel sign or tone mark, which belongs to the letter before it.
+    return bool(UNSPACED.match(text, at)) and not unicodedata.category(text[at]).startswith("M")
+
+
 def _last(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
     """The longest end of a text, from a word on, that has at most ``limit`` tokens."""
     if limit is None:
@@ -99,7 +110,8 @@ def _last(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if count_tokens(text[middle:]) <= limit else (middle, high)
-    return text[high:].partition(" ")[2] or text[high:]
+    space = text.find(" ", high, high + _LONGEST_WORD)
+    return text[space + 1 :] if space >= 0 else text[high:]
 
 
 def _first(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
@@ -113,4 +125,5 @@ def _first(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if count_tokens(text[:middle]) <= limit else (low, middle)
-    return text[:low].rpartition(" ")[0] or text[:low]
+    space = text.rfind(" ", max(0, low - _LONGEST_WORD), low)
+    return text[:space] if space > 0 else text[:low]
