@@ -198,13 +198,18 @@ def test_a_baseline_that_does_not_fall_has_no_data_efficiency(tmp_path: Path) ->
 
 
 def test_a_model_without_a_law_is_named_beside_those_that_have_one(tmp_path: Path) -> None:
-    for fraction in (0.125, 0.25, 0.5, 1.0):
+    fractions = (0.125, 0.25, 0.5, 1.0)
+    for fraction in fractions:
         make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + 0.5 / fraction**0.5)
-        muon = make_run(tmp_path / "runs" / f"muon-{fraction}", "real", 0, 8, fraction, loss=3 + fraction)
-        value = json.loads((muon / "record.json").read_text())
-        value["config"]["model"] = {**value["config"].get("model", {}), "optimizer": {"name": "muon"}}
-        (muon / "record.json").write_text(json.dumps(value))
     make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
+    under_muon = [
+        make_run(tmp_path / "runs" / f"muon-{fraction}", "real", 0, 8, fraction, loss=3 + fraction)
+        for fraction in fractions
+    ]
+    for folder in [*under_muon, make_run(tmp_path / "runs" / "muon-stitched", "stitched", 4, loss=3.2)]:
+        value = json.loads((folder / "record.json").read_text())
+        value["config"]["model"] = {**value["config"].get("model", {}), "optimizer": {"name": "muon"}}
+        (folder / "record.json").write_text(json.dumps(value))
     page = report(tmp_path)
     assert len(page.numbers("Data efficiency: iid")) == 1
     found = re.findall(r"Not shown: .*? (\S+) real tokens, .*, muon, .* do not fall with more of them", page.text)
