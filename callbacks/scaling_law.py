@@ -82,7 +82,7 @@ class ScalingLaw(lightning.Callback):
             epochs={s.name: seen[s.name] / s.windows_per_epoch for s in plan.streams},
             unique_real_tokens=plan.unique_real_tokens,
             synthetic_share=plan.synthetic_share,
-            flops=model.flops_per_token(plan.context_length) * sum(seen.values()) * plan.context_length,
+            flops=model.flops_per_token(plan.context_length) * data.consumed_tokens,
             losses={
                 suite: {
                     "nats_per_token": loss,
@@ -125,9 +125,9 @@ class ScalingLaw(lightning.Callback):
 
     @staticmethod
     def _tokens(trainer: lightning.Trainer) -> int:
-        # Not steps times a batch: a run that goes on with other data may have taken smaller steps before.
+        # Not steps times a batch: a run that goes on with other data may have taken other steps before.
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return int(data.consumed_samples) * int(data.plan.context_length)
+        return int(data.consumed_tokens)
 
 
 def _by_members(losses: dict[str, float]) -> dict[str, list[float]]:

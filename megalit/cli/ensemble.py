@@ -92,13 +92,14 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         measure([Path(run) for run in command.runs], command, Path(command.output))
         return
     config = fit_config(of_fit)
+    STOP.install(config["preemption"]["signals"])  # which members handle, too
     folder = Path(config["run"])
     members = [folder / f"member-{number}" for number in range(command.members)]
     chosen = range(command.members) if command.only is None else [command.only]
     for number in chosen:
         _train(number, members, of_fit, config, command)
     if command.only is None:
-        _leave_if_told()
+        _leave_if_told(config)
         measure(members, command, Path(command.output) if command.output else folder / FILE)
 
 
@@ -159,13 +160,13 @@ def _train(
     if run.finished is not None:
         console.print(f"member {number}: the run in {run.path} is finished")
         return
-    _leave_if_told()
+    _leave_if_told(config)
     console.print(f"member {number} of {len(members)}: {run.path}")
     code = _run([sys.executable, "-m", "megalit", "fit", *of_fit, *flags])
     if code == STOPPED:
         raise Preempted()
     if code < 0:
-        _leave_if_told()  # it was told before it had begun, and has nothing to save
+        _leave_if_told(config)  # it was told before it had begun, and has nothing to save
     if code:
         raise UserError(
             f"member {number} ended with exit code {code}, as said above: mend that and give the same command again"
@@ -189,10 +190,10 @@ def _run(command: Sequence[str]) -> int:
     return process.returncode
 
 
-def _leave_if_told() -> None:
+def _leave_if_told(config: dict[str, Any]) -> None:
     """Stop between two members: the one that trained when the signal came was at its end."""
     if STOP.received is not None:
-        say_stopped(STOP.received, requeue_job())
+        say_stopped(STOP.received, config["preemption"]["requeue"] and requeue_job())
         raise Preempted()
 
 

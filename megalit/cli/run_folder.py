@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import lightning
 import yaml
 
 from megalit.callbacks import Checkpoint
@@ -46,6 +47,16 @@ _FREE = (
     "model.micro_batch",
 )
 
+# Settings that the loss of a trained model on its validation suites depends on.
+_MEASURED = (
+    ("model", "shape"),
+    ("model", "vocabulary_size"),
+    ("model", "bos"),
+    ("model", "cross_document_attention"),
+    ("data", "context_length"),
+    ("data", "separate_validation"),
+)
+
 
 class RunFolder:
     """The folder named by ``run`` in the configuration."""
@@ -78,9 +89,10 @@ class RunFolder:
             if strangers:
                 raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
         else:
-            self._compare(yaml.safe_load(saved.read_text()), config)
+            self._compare(saved, config)
 
-    def _compare(self, held: dict[str, Any], config: dict[str, Any]) -> None:
+    def _compare(self, saved: Path, config: dict[str, Any]) -> None:
+        held = yaml.safe_load(saved.read_text())
         if config["data"]["init_args"]["ignore_plan"]:
             # The user asks to go on with other data.
             held = {**held, "data": config["data"], "prepare": config["prepare"]}
@@ -91,21 +103,37 @@ class RunFolder:
             )
 
     def check_measured(self, config: dict[str, Any]) -> None:
-        """Refuse to measure this folder's run with another model or other data than it was trained with.
+        """Refuse to measure this folder's run in another way than it was validated in training.
+
+        Where its data lies, on what it runs and how it was trained may differ: they change no loss.
 
         Raises:
-            UserError: it holds a run whose model or data has other settings.
+            UserError: a setting that the loss depends on differs.
         """
-        if (self.path / CONFIG).exists():
-            held = yaml.safe_load((self.path / CONFIG).read_text())
-            self._compare({**config, "model": held["model"], "data": held["data"]}, config)
+        if not (self.path / CONFIG).exists():
+            return
+        held = yaml.safe_load((self.path / CONFIG).read_text())
+        for section, name in _MEASURED:
+            known, asked = (values[section].get("init_args", values[section]) for values in (held, config))
+            if section == "data" and asked["ignore_plan"]:
+                continue
+            if name in known and known[name] != asked[name]:
+                raise UserError(
+                    f"{self.path} holds a run with another {section}.{name} ({known[name]!r}, not {asked[name]!r}): "
+                    f"measure it with --config {self.path / CONFIG}"
+                )
 
     def start(self, config: dict[str, Any]) -> None:
-        """Write the configuration that this folder is for."""
-        # A run that goes on with other data is measured and exported with these.
-        if not (self.path / CONFIG).exists() or config["data"]["init_args"]["ignore_plan"]:
-            text = yaml.safe_dump(config, sort_keys=False)
-            write_atomic(self.path / CONFIG, lambda file: file.write(text.encode()))
+        """Write the configuration that this folder is for, if there is none."""
+        if not (self.path / CONFIG).exists():
+            self.write(config)
+
+    def write(self, config: dict[str, Any]) -> None:
+        """Write the configuration that this folder is for from now on."""
+        # To ignore a plan is said each time.
+        data = {**config["data"], "init_args": {**config["data"]["init_args"], "ignore_plan": False}}
+        text = yaml.safe_dump({**config, "data": data}, sort_keys=False)
+        write_atomic(self.path / CONFIG, lambda file: file.write(text.encode()))
 
     @property
     def finished(self) -> RunRecord | None:
@@ -128,6 +156,18 @@ class RunFolder:
         for folder in (Checkpoint.folder(self.path), self.path / METRICS):
             if folder.exists():
                 shutil.rmtree(folder)
+
+
+class Adoption(lightning.Callback):
+    """Makes the configuration of a run that goes on with other data its folder's own, with the first checkpoint that
+    has learned from them: until then it is the earlier one's that fits what is there."""
+
+    def __init__(self, run: RunFolder, config: dict[str, Any]) -> None:
+        self._run, self._config = run, config
+
+    def on_save_checkpoint(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            self._run.write(self._config)
 
 
 def first_difference(saved: Any, asked: Any, key: str) -> str | None:

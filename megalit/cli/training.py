@@ -24,7 +24,7 @@ from megalit.cli.console import console
 from megalit.cli.host_memory import keep_freed_memory
 from megalit.cli.parsing import in_one_line
 from megalit.cli.prepare import PrepareSettings, prepare
-from megalit.cli.run_folder import LOSS_CURVE, METRICS, RunFolder
+from megalit.cli.run_folder import LOSS_CURVE, METRICS, Adoption, RunFolder
 from megalit.cli.tables import plan_table, result_table
 from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
@@ -267,6 +267,8 @@ class TrainingCLI(LightningCLI):
             for callback in trainer.callbacks:
                 if isinstance(callback, Timer) and callback not in listed:
                     callback.load_state_dict = _forget  # type: ignore[method-assign]
+        if self.datamodule.ignore_plan and checkpoint is not None:
+            trainer.callbacks.append(Adoption(run, self.plain_config))
         STOP.at_once = False  # from here on there is something to save
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         done, samples = self.trainer.global_step, plan.steps * plan.global_batch

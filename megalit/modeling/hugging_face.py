@@ -18,6 +18,7 @@ _ARCHITECTURES = {False: ("LlamaForCausalLM", "llama"), True: ("Qwen3ForCausalLM
 # Keys of ours, which transformers keeps and does not look at.
 _TOKENIZER = "megalit_tokenizer"
 _CROSS_DOCUMENT_ATTENTION = "megalit_cross_document_attention"
+_FIRST_TOKEN = "megalit_first_token_of_documents"
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -47,7 +48,8 @@ def export(
         save_file(weights, temporary / _WEIGHTS, metadata={"format": "pt"})
         config = configuration(model.shape, model.vocabulary_size, dtype, context_length)
         config |= {"bos_token_id": bos, "eos_token_id": eos, _TOKENIZER: model.tokenizer}
-        config[_CROSS_DOCUMENT_ATTENTION] = model.cross_document_attention
+        if not model.cross_document_attention:
+            config |= {_CROSS_DOCUMENT_ATTENTION: False, _FIRST_TOKEN: bos if model.bos is None else model.bos}
         write_json(temporary / "config.json", config)
 
 
@@ -139,7 +141,7 @@ def read_attention(folder: Path) -> dict[str, Any]:
     config = _config(folder)
     if config.get(_CROSS_DOCUMENT_ATTENTION, True):
         return {}
-    return {"cross_document_attention": False, "bos": config["bos_token_id"]}
+    return {"cross_document_attention": False, "bos": config[_FIRST_TOKEN]}
 
 
 def read_context_length(folder: Path) -> int | None:

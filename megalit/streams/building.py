@@ -25,7 +25,7 @@ from megalit.corpus.tokenizers import Tokenizer, Tokens
 from megalit.errors import UserError
 from megalit.files import new_folder, write_json
 from megalit.streams import store as stores
-from megalit.streams.sources import GenerationSet, Rows, refuse_other_names
+from megalit.streams.sources import TOKEN_OFFSETS, GenerationSet, Rows, refuse_other_names
 from megalit.streams.sources import sources as sources_of
 from megalit.streams.store import ITEMS, Kind, Manifest, TokenStore
 
@@ -193,10 +193,13 @@ def build_stores(
     for part in sources:
         if part not in missing:
             manifest = stores.read_manifest(output / part.name)
-            if manifest.origin != part.origin or manifest.tokenizer != tokenizer.fingerprint:
+            # Streams without thoughts go on with the stores that are there; the others say what is wrong with them.
+            origin = {key: value for key, value in part.origin.items() if key != TOKEN_OFFSETS}
+            built_from = {key: value for key, value in manifest.origin.items() if key != TOKEN_OFFSETS}
+            if built_from != origin or manifest.tokenizer != tokenizer.fingerprint:
                 raise UserError(
-                    f"{output / part.name} was built from another corpus, tokenizer or guard, or by an earlier "
-                    "megalit: choose another folder for the stores"
+                    f"{output / part.name} was built from another corpus, tokenizer or guard: "
+                    "choose another folder for the stores"
                 )
     if not missing:
         return []

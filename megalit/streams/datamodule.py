@@ -127,6 +127,7 @@ class StreamDataModule(lightning.LightningDataModule):
         self.ignore_plan = ignore_plan
         self._start_samples = 0
         self._start_step = 0
+        self._start_tokens = 0
         self._mixture: Mixture | None = None
 
     @abstractmethod
@@ -174,7 +175,8 @@ class StreamDataModule(lightning.LightningDataModule):
         return self.mixture.suites
 
     def windows_seen(self) -> dict[str, int]:
-        """Windows of each stream that the model has trained on."""
+        """Windows of each stream that the model has trained on; of a run that went on with other data, as if it had
+        been on these from the start."""
         return self.mixture.windows_seen(self.consumed_samples)
 
     def documents_of(self, sample: int) -> list[str]:
@@ -216,6 +218,7 @@ class StreamDataModule(lightning.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         return {
             "consumed_samples": self.consumed_samples,
+            "consumed_tokens": self.consumed_tokens,
             "steps": self._steps_done,
             "plan": self.plan.to_json(),
             "fingerprint": self.plan.fingerprint,
@@ -235,12 +238,21 @@ class StreamDataModule(lightning.LightningDataModule):
             )
         self._start_samples = int(state["consumed_samples"])
         self._start_step = int(state["steps"])
+        # Under another plan the windows before may have had another length.
+        self._start_tokens = int(
+            state.get("consumed_tokens", self._start_samples * int(state["plan"]["context_length"]))
+        )
 
     @property
     def consumed_samples(self) -> int:
         """Samples that the model has trained on, not what loader processes have fetched ahead."""
         # Counted from where this run began: under another plan the steps before had another size.
         return self._start_samples + (self._steps_done - self._start_step) * self.global_batch
+
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens of these samples."""
+        return self._start_tokens + (self._steps_done - self._start_step) * self.global_batch * self.context_length
 
     @property
     def _steps_done(self) -> int:

@@ -1,6 +1,7 @@
 """A mixture: streams, their shares in each phase of the run, and the plan that follows."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
@@ -21,6 +22,7 @@ from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.related import related_order
 from megalit.streams.remote import local_stores
 from megalit.streams.run_length import Component, MixtureSettings, schedule_of, steps_of, stream_plans
+from megalit.streams.sources import TOKEN_OFFSETS
 from megalit.streams.store import StoreSet, open_stores
 from megalit.streams.stream import Stream
 from megalit.streams.suites import suite_of
@@ -160,6 +162,12 @@ class Mixture:
                 raise UserError(
                     f"synthetic data is asked for and {stores.folder} holds no thoughts: "
                     "tokenize a corpus whose rows have 'thoughts', or train on another stream"
+                )
+            if TOKEN_OFFSETS not in stores.thoughts.manifest.origin:
+                warnings.warn(
+                    f"{stores.thoughts.folder} was built by an earlier megalit, whose thoughts stand a token late: "
+                    "tokenize the corpus into another folder for new runs",
+                    stacklevel=2,
                 )
         elif isinstance(component.ordering, Samples):
             if not stores.samples:

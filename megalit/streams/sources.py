@@ -21,8 +21,9 @@ from megalit.streams.store import Kind
 
 Rows = Iterator[list[dict[str, Any]]]
 
-# Stores of before have thoughts behind the first token of the word that they belong before.
-_OFFSETS = {"token_offsets": "of a word's first character"}
+# In the origin of thoughts; stores of before have them behind the first token of the word that they belong before.
+TOKEN_OFFSETS = "token_offsets"
+_OFFSETS = {TOKEN_OFFSETS: "of a word's first character"}
 
 
 def real_rows(corpus: Corpus, split: str) -> Rows:

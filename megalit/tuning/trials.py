@@ -134,7 +134,7 @@ class FitRunner:
                 return True
             time.sleep(_POLL_SECONDS)
         # SLURM signals a worker and its trial together, and the trial may be the first to end.
-        return stopped() or process.returncode == STOPPED
+        return stopped() or process.returncode in (STOPPED, -signal.SIGTERM, -signal.SIGUSR1)
 
     def _outcome(self, code: int, was_stopped: bool, run: Path, log: Path) -> Outcome:
         error = last_error(log)

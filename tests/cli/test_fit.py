@@ -177,13 +177,17 @@ def test_a_run_is_measured_with_its_own_model_and_data(
     run: Run, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("fit", "--config", small) == 0
-    for flag, name in (
-        ("--model.cross_document_attention", "model.cross_document_attention (True, not False)"),
-        ("--data.separate_validation", "data.separate_validation (False, not True)"),
+    for setting, known, asked in (
+        ("model.cross_document_attention", True, False),
+        ("data.separate_validation", False, True),
     ):
-        assert run("validate", "--config", small, flag, "false" if "model" in flag else "true") == 2
-        assert f"run holds a run with another {name}" in capsys.readouterr().err
-    assert run("validate", "--config", small, "--trainer.precision", "bf16-mixed", "--model.micro_batch", "2") == 0
+        assert run("validate", "--config", small, f"--{setting}", str(asked).lower()) == 2
+        said = capsys.readouterr().err
+        assert f"run holds a run with another {setting} ({known}, not {asked}): measure it with --config run" in said
+    # What it runs on and how it was trained are no part of a loss.
+    others = ("--trainer.precision", "bf16-mixed", "--model.attention", "sdpa", "--model.learning_rate", "0.5")
+    assert run("validate", "--config", small, *others) == 0
+    assert run("validate", "--config", "run/config.yaml") == 0
 
 
 def test_a_loss_that_is_no_number_is_said_of_a_finished_run(

@@ -16,6 +16,7 @@ from running import Run, losses, start, start_interpreter
 
 from megalit import files
 from megalit.callbacks import Checkpoint
+from megalit.errors import UserError
 from megalit.scaling.records import read_record
 
 
@@ -145,7 +146,28 @@ def test_a_run_goes_on_with_other_data_when_it_is_told_to(run: Run, small: Path,
     ]
     assert sum(record.tokens_seen.values()) == record.validation_curve[-1].tokens == 32 * data["consumed_samples"]
     # What measures and exports the run reads from there what it was trained on.
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]["global_batch"] == 8
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]
+    assert (settings["global_batch"], settings["ignore_plan"]) == (8, False)
+
+
+def test_a_run_that_could_not_go_on_with_other_data_is_still_the_old_one(
+    run: Run, small: Path, stopped: Path, tmp_path: Path
+) -> None:
+    def fails(*_: object) -> None:
+        raise UserError("no first step")
+
+    longer = ["--data.context_length", "64", "--data.ignore_plan", "true"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "on_train_batch_end", fails)
+        assert run("fit", "--config", small, *longer) == 2
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]
+    assert settings["context_length"] == 32
+    # The tokens of windows of both lengths count.
+    assert run("fit", "--config", small, *longer) == 0
+    record = read_record(tmp_path / "run")
+    assert record.training_curve[12].tokens == 12 * 4 * 32 + 4 * 64
+    assert run("export", "--run", "run", "--output", "hf") == 0
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["max_position_embeddings"] == 64
 
 
 def test_ctrl_c_says_how_the_run_goes_on(small: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Streams at work: epochs, mixtures, the plan, and the paper's code word for word."""
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -27,6 +29,7 @@ from megalit.streams.named import MixedStream
 from megalit.streams.packing import IGNORED
 from megalit.streams.run_length import paper_steps
 from megalit.streams.schedule import BlockSchedule
+from megalit.streams.sources import TOKEN_OFFSETS
 from megalit.streams.stream import EpochOrder, Stream
 
 SMALL = {"context_length": 16, "global_batch": 4}
@@ -329,3 +332,17 @@ def test_a_subset_has_the_share_that_is_asked_for(data_set: DataSet, fraction: f
     data = RealStream(stores=str(data_set.folder), total_tokens=64, real_fraction=fraction, **SMALL)
     documents = data_set.stores.real.manifest.items
     assert data.mixture.streams[0].tables.documents == -(-documents * Fraction(str(fraction)) // 1)
+
+
+def test_thoughts_of_an_earlier_version_are_named_and_go_on(data_set: DataSet, tmp_path: Path) -> None:
+    """They stand behind the first token of the word that they belong before."""
+    folder = tmp_path / "stores"
+    shutil.copytree(data_set.folder, folder)
+    manifest = folder / "thoughts" / "manifest.json"
+    value = json.loads(manifest.read_text())
+    del value["origin"][TOKEN_OFFSETS]
+    manifest.write_text(json.dumps(value))
+    assert build_stores(data_set.corpus, [], data_set.tokenizer, folder) == []
+    with pytest.warns(UserWarning, match="thoughts was built by an earlier megalit"):
+        _ = LatentThoughtStream(stores=str(folder), total_tokens=6400, **SMALL).plan
+    _ = StitchedStream(stores=str(folder), total_tokens=6400, generations=2, **SMALL).plan

@@ -89,6 +89,7 @@ def test_places_in_scripts_without_spaces_are_at_letters() -> None:
     assert split_places("天地玄黄宇宙洪荒" * 5, 3) == [10, 20, 30]
     thai = "น้ำ" * 8  # a letter, its tone mark and its vowel
     assert split_places(thai, 3) == [6, 12, 18]
+    assert all(place % 3 == 0 for place in split_places(thai[:12], 2) + split_places(thai, 5))
     text = "題 " + "天" * 60
     asked, _ = drive(LatentThoughts(splits=1, prefix_tokens=20, suffix_tokens=10), item(text), [["Because."]], len)
     prefix, suffix = prompt_of(asked[0][0]).split("Beginning:\n")[1].split("\n\nContinuation:\n")

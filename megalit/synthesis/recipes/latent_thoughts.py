@@ -21,6 +21,9 @@ from megalit.synthesis.requests import ask
 _LONGEST_TOKEN = 16
 # Characters of a word that is cut off at a limit; where there is no space for longer, none is looked for.
 _LONGEST_WORD = 100
+# Of Thai and Lao, whose Unicode category is that of letters.
+_VOWELS_BEHIND = "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"
+_VOWELS_BEFORE = "\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3\u0ec4"
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,11 @@ def split_places(text: str, count: int) -> list[int]:
 def _starts_word(text: str, at: int) -> bool:
     if text[at - 1].isspace():
         return not text[at].isspace()
-    # Not before a vowel sign or tone mark, which belongs to the letter before it.
-    return bool(UNSPACED.match(text, at)) and not unicodedata.category(text[at]).startswith("M")
+    if not UNSPACED.match(text, at):
+        return False
+    # Not between a letter and a mark or vowel that belongs to it.
+    is_mark = unicodedata.category(text[at]).startswith("M") or text[at] in _VOWELS_BEHIND
+    return not is_mark and text[at - 1] not in _VOWELS_BEFORE
 
 
 def _last(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
@@ -111,7 +117,7 @@ def _last(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
         middle = (low + high) // 2
         low, high = (low, middle) if count_tokens(text[middle:]) <= limit else (middle, high)
     space = text.find(" ", high, high + _LONGEST_WORD)
-    return text[space + 1 :] if space >= 0 else text[high:]
+    return (text[space + 1 :] if space >= 0 else "") or text[high:]
 
 
 def _first(text: str, limit: int | None, count_tokens: TokenCounter) -> str:
