@@ -3,80 +3,17 @@
 import json
 import re
 import statistics
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from made_runs import make_ensemble, make_experiment, make_run
+from report_pages import Page, report
 
 from megalit.errors import UserError
 from megalit.scaling.records import read_record
 from megalit.scaling.report import PAGE, find_runs, write_report
-from megalit.scaling.report.setting import loss_of, stream_label
+from megalit.scaling.report.setting import loss_of
 from megalit.scaling.report.study import make_study
-
-
-class Page(HTMLParser):
-    """The parts of a report that a reader sees."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.html = html
-        self.tables: list[list[list[str]]] = []
-        self.headings: list[str] = []
-        self.links: list[str] = []
-        self.ids: list[str] = []
-        self.images: list[str] = []
-        self.text = ""
-        self._cell: list[str] | None = None
-        self._heading = False
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        values = dict(attributes)
-        self.links += [values[name] or "" for name in ("href", "src", "data", "action") if name in values]
-        if "id" in values:
-            self.ids.append(values["id"] or "")
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self._cell = []
-        elif tag == "h2":
-            self.headings.append("")
-            self._heading = True
-        elif tag == "img":
-            self.images.append(values["alt"] or "")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in ("td", "th") and self._cell is not None:
-            self.tables[-1][-1].append("".join(self._cell))
-            self._cell = None
-        elif tag == "h2":
-            self._heading = False
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if self._cell is not None:
-            self._cell.append(data)
-        if self._heading:
-            self.headings[-1] += data
-
-    def table(self, first: str) -> list[dict[str, str]]:
-        """The rows of the last table whose header begins so: those of settings and of runs end the page."""
-        rows = next(table for table in reversed(self.tables) if table[0][0] == first)
-        return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
-
-    def numbers(self, heading: str) -> list[dict[str, str]]:
-        """The numbers behind a figure."""
-        rows = self.tables[self.headings.index(heading)]
-        return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
-
-
-def report(folder: Path, *places: str) -> Page:
-    write_report(find_runs(places or [str(folder / "runs")]), folder / "report")
-    return Page((folder / "report" / PAGE).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -172,50 +109,6 @@ def test_latent_thoughts_stand_at_their_number_of_generations(experiment: tuple[
     assert "does not count generations" not in page.text
 
 
-def test_data_efficiency_inverts_the_law_of_the_baseline(tmp_path: Path) -> None:
-    """The baseline follows L = 3 + 0.5 / sqrt(fraction); the loss it would have with 4 times the data is worth 4."""
-    for fraction in (0.125, 0.25, 0.5, 1.0):
-        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + 0.5 / fraction**0.5)
-    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
-    members = [make_run(tmp_path / "runs" / "ensemble" / f"m{k}", "simple", 4, seed=k, loss=3.6) for k in range(2)]
-    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.6, 2.9])
-    page = report(tmp_path)
-    rows = {row["result"]: row for row in page.numbers("Data efficiency: iid")}
-    assert rows["stitched, G = 4"]["times the data"] == "4.00×"
-    assert rows["stitched, G = 4"]["real tokens it is worth"] == "4M"
-    # Below the asymptote no amount of real data is enough.
-    assert rows["simple, G = 4, K = 2"]["times the data"] == "∞"
-    assert "Extrapolation" in page.text
-
-
-def test_a_baseline_that_does_not_fall_has_no_data_efficiency(tmp_path: Path) -> None:
-    for fraction in (0.25, 0.5, 1.0):
-        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + fraction)
-    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
-    page = report(tmp_path)
-    assert "Data efficiency: iid" not in page.headings
-    assert "do not fall with more of them" in page.text
-
-
-def test_a_model_without_a_law_is_named_beside_those_that_have_one(tmp_path: Path) -> None:
-    fractions = (0.125, 0.25, 0.5, 1.0)
-    for fraction in fractions:
-        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + 0.5 / fraction**0.5)
-    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
-    under_muon = [
-        make_run(tmp_path / "runs" / f"muon-{fraction}", "real", 0, 8, fraction, loss=3 + fraction)
-        for fraction in fractions
-    ]
-    for folder in [*under_muon, make_run(tmp_path / "runs" / "muon-stitched", "stitched", 4, loss=3.2)]:
-        value = json.loads((folder / "record.json").read_text())
-        value["config"]["model"] = {**value["config"].get("model", {}), "optimizer": {"name": "muon"}}
-        (folder / "record.json").write_text(json.dumps(value))
-    page = report(tmp_path)
-    assert len(page.numbers("Data efficiency: iid")) == 1
-    found = re.findall(r"Not shown: .*? (\S+) real tokens, .*, muon, .* do not fall with more of them", page.text)
-    assert set(found) == {"1M"}, "subsets are there for the law alone"
-
-
 def test_seeds_that_share_no_context_length_are_drawn_by_the_first(tmp_path: Path) -> None:
     for seed, lengths in enumerate(([128, 256], [512])):
         folder = make_run(tmp_path / "runs" / f"{seed}", "real", 0, seed=seed)
@@ -231,25 +124,6 @@ def test_a_run_in_training_has_its_curves(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "going", status="running")
     page = report(tmp_path)
     assert page.headings[0] == "Training and validation curves: iid"
-
-
-def test_ensembles_get_the_asymptote_of_their_law(tmp_path: Path) -> None:
-    members = [make_run(tmp_path / "runs" / f"m{k}", "simple", 4, seed=k) for k in range(5)]
-    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.2 + 0.2 / k for k in range(1, 6)])
-    # The members of this one lie beside it.
-    page = report(tmp_path)
-    rows = {row["average of"]: row for row in page.numbers("Loss against ensemble members: iid")}
-    assert float(rows["probabilities"]["asymptote"]) == pytest.approx(3.2, abs=1e-3)
-    # 0.006 (1 - 1 / K) was added to what falls as 0.2 / K.
-    assert float(rows["logits"]["asymptote"]) == pytest.approx(3.206, abs=1e-3)
-
-
-def test_three_members_have_an_asymptote_without_an_interval(tmp_path: Path) -> None:
-    members = [make_run(tmp_path / "runs" / f"m{k}", seed=k) for k in range(3)]
-    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.4, 3.3, 3.27])
-    row, _ = report(tmp_path).numbers("Loss against ensemble members: iid")
-    assert row["asymptote"] != "–"
-    assert row["interval"] == "–"
 
 
 def test_members_are_found_where_the_ensemble_has_gone(tmp_path: Path) -> None:
@@ -291,14 +165,6 @@ def test_published_curves_stand_beside_ours_where_they_are_asked_for(tmp_path: P
     # The long-context suite of the paper is another one than ours.
     heading = "Loss against generations: long context"
     assert beside.numbers(heading) == page.numbers(heading)
-
-
-def test_too_few_members_have_no_asymptote(tmp_path: Path) -> None:
-    members = [make_run(tmp_path / "runs" / f"m{k}", seed=k) for k in range(2)]
-    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.4, 3.3])
-    page = report(tmp_path)
-    assert {row["asymptote"] for row in page.numbers("Loss against ensemble members: iid")} == {"–"}
-    assert "no asymptote (3 coefficients need" in page.text
 
 
 def test_what_is_left_out_says_what_would_give_it(tmp_path: Path) -> None:
@@ -388,18 +254,6 @@ def test_an_evaluation_counts_only_of_the_finished_weights_and_measured_as_the_o
     assert "long context was measured with another stride in b than in a: " in page.text
     assert page.text.count("was measured with another") == 1
     assert page.text.count("evaluation.json is of step") == 1
-
-
-def test_a_distilled_run_on_real_documents_is_no_baseline(tmp_path: Path) -> None:
-    plain = make_run(tmp_path / "plain", "real", loss=3.6)
-    distilled = make_run(tmp_path / "distilled", "real", loss=3.4)
-    value = json.loads((distilled / "record.json").read_text())
-    callback = {"class_path": "megalit.callbacks.SelfDistillation"}
-    for callbacks in ([callback], callback):  # Lightning takes a single one, too
-        value["config"]["trainer"]["callbacks"] = callbacks
-        (distilled / "record.json").write_text(json.dumps(value))
-        labels = {stream_label(read_record(folder)) for folder in (plain, distilled)}
-        assert labels == {"real only", "real only, distilled"}
 
 
 def test_optimizers_are_compared_in_panels_of_their_own(tmp_path: Path) -> None:

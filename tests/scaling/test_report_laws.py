@@ -1,0 +1,95 @@
+"""The laws in a report: what a result was worth in data, and what an infinite ensemble would reach."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from made_runs import make_ensemble, make_run
+from report_pages import report
+
+from megalit.scaling.records import read_record
+from megalit.scaling.report.setting import stream_label
+
+
+def test_data_efficiency_inverts_the_law_of_the_baseline(tmp_path: Path) -> None:
+    """The baseline follows L = 3 + 0.5 / sqrt(fraction); the loss it would have with 4 times the data is worth 4."""
+    for fraction in (0.125, 0.25, 0.5, 1.0):
+        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + 0.5 / fraction**0.5)
+    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
+    members = [make_run(tmp_path / "runs" / "ensemble" / f"m{k}", "simple", 4, seed=k, loss=3.6) for k in range(2)]
+    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.6, 2.9])
+    page = report(tmp_path)
+    rows = {row["result"]: row for row in page.numbers("Data efficiency: iid")}
+    assert rows["stitched, G = 4"]["times the data"] == "4.00×"
+    assert rows["stitched, G = 4"]["real tokens it is worth"] == "4M"
+    # Below the asymptote no amount of real data is enough.
+    assert rows["simple, G = 4, K = 2"]["times the data"] == "∞"
+    assert "Extrapolation" in page.text
+
+
+def test_a_baseline_that_does_not_fall_has_no_data_efficiency(tmp_path: Path) -> None:
+    for fraction in (0.25, 0.5, 1.0):
+        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + fraction)
+    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
+    page = report(tmp_path)
+    assert "Data efficiency: iid" not in page.headings
+    assert "do not fall with more of them" in page.text
+
+
+def test_a_model_without_a_law_is_named_beside_those_that_have_one(tmp_path: Path) -> None:
+    fractions = (0.125, 0.25, 0.5, 1.0)
+    for fraction in fractions:
+        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + 0.5 / fraction**0.5)
+    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
+    under_muon = [
+        make_run(tmp_path / "runs" / f"muon-{fraction}", "real", 0, 8, fraction, loss=3 + fraction)
+        for fraction in fractions
+    ]
+    for folder in [*under_muon, make_run(tmp_path / "runs" / "muon-stitched", "stitched", 4, loss=3.2)]:
+        value = json.loads((folder / "record.json").read_text())
+        value["config"]["model"] = {**value["config"].get("model", {}), "optimizer": {"name": "muon"}}
+        (folder / "record.json").write_text(json.dumps(value))
+    page = report(tmp_path)
+    assert len(page.numbers("Data efficiency: iid")) == 1
+    found = re.findall(r"Not shown: .*? (\S+) real tokens, .*, muon, .* do not fall with more of them", page.text)
+    assert set(found) == {"1M"}, "subsets are there for the law alone"
+
+
+def test_ensembles_get_the_asymptote_of_their_law(tmp_path: Path) -> None:
+    members = [make_run(tmp_path / "runs" / f"m{k}", "simple", 4, seed=k) for k in range(5)]
+    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.2 + 0.2 / k for k in range(1, 6)])
+    # The members of this one lie beside it.
+    page = report(tmp_path)
+    rows = {row["average of"]: row for row in page.numbers("Loss against ensemble members: iid")}
+    assert float(rows["probabilities"]["asymptote"]) == pytest.approx(3.2, abs=1e-3)
+    # 0.006 (1 - 1 / K) was added to what falls as 0.2 / K.
+    assert float(rows["logits"]["asymptote"]) == pytest.approx(3.206, abs=1e-3)
+
+
+def test_three_members_have_an_asymptote_without_an_interval(tmp_path: Path) -> None:
+    members = [make_run(tmp_path / "runs" / f"m{k}", seed=k) for k in range(3)]
+    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.4, 3.3, 3.27])
+    row, _ = report(tmp_path).numbers("Loss against ensemble members: iid")
+    assert row["asymptote"] != "–"
+    assert row["interval"] == "–"
+
+
+def test_too_few_members_have_no_asymptote(tmp_path: Path) -> None:
+    members = [make_run(tmp_path / "runs" / f"m{k}", seed=k) for k in range(2)]
+    make_ensemble(tmp_path / "runs" / "ensemble", members, [3.4, 3.3])
+    page = report(tmp_path)
+    assert {row["asymptote"] for row in page.numbers("Loss against ensemble members: iid")} == {"–"}
+    assert "no asymptote (3 coefficients need" in page.text
+
+
+def test_a_distilled_run_on_real_documents_is_no_baseline(tmp_path: Path) -> None:
+    plain = make_run(tmp_path / "plain", "real", loss=3.6)
+    distilled = make_run(tmp_path / "distilled", "real", loss=3.4)
+    value = json.loads((distilled / "record.json").read_text())
+    callback = {"class_path": "megalit.callbacks.SelfDistillation"}
+    for callbacks in ([callback], callback):  # Lightning takes a single one, too
+        value["config"]["trainer"]["callbacks"] = callbacks
+        (distilled / "record.json").write_text(json.dumps(value))
+        labels = {stream_label(read_record(folder)) for folder in (plain, distilled)}
+        assert labels == {"real only", "real only, distilled"}
