@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from data_sets import DataSet, make_rows, write_jsonl
 from forks import Fork, fork
 
 from megalit import cli
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.scaling.records import read_record
 
 SMALL = """
@@ -80,6 +82,13 @@ def start_interpreter(*arguments: str | Path, folder: Path) -> "subprocess.Popen
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def wait_for_checkpoint(process: "Fork | subprocess.Popen[str]", run: Path) -> None:
+    """Wait until a process has saved a step of a run; it may not end before."""
+    while newest_checkpoint(run) is None:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from forks import fork
-from running import Run, start
+from running import Run, start, wait_for_checkpoint
 
 from megalit.cli import ensemble
 from megalit.evaluation.checkpoints import load_model, newest_checkpoint
@@ -125,9 +124,7 @@ def test_an_ensemble_that_is_told_to_stop_saves_its_member_and_goes_on(run: Run,
     flags = ["--members", 1, "--config", small, "--run", "one", "--data.total_tokens", 20_000]
     process = start("ensemble", *flags, folder=tmp_path)
     member = tmp_path / "one" / "member-0"
-    while newest_checkpoint(member) is None:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    wait_for_checkpoint(process, member)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 75, said

@@ -12,7 +12,7 @@ import torch
 import yaml
 from data_sets import DataSet
 from forks import fork
-from running import Run, losses, start, start_interpreter
+from running import Run, losses, start, start_interpreter, wait_for_checkpoint
 
 from megalit import files
 from megalit.callbacks import Checkpoint
@@ -172,9 +172,7 @@ def test_a_run_that_could_not_go_on_with_other_data_is_still_the_old_one(
 
 def test_ctrl_c_says_how_the_run_goes_on(small: Path, tmp_path: Path) -> None:
     process = start_interpreter("fit", "--config", small, "--data.total_tokens", "400000", folder=tmp_path)
-    while not Checkpoint.newest(tmp_path / "run"):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    wait_for_checkpoint(process, tmp_path / "run")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said

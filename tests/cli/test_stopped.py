@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from forks import Fork
-from running import start, start_interpreter
+from running import start, start_interpreter, wait_for_checkpoint
 
 from megalit.callbacks import Checkpoint
 from megalit.scaling.records import read_record
@@ -37,9 +37,7 @@ def test_stopped_at_its_first_moment_and_at_work_it_ends_as_if_undisturbed(small
     assert not (tmp_path / "run").exists()
 
     process = start(*command, "--checkpoint.every_n_steps", "1", folder=tmp_path)
-    while not Checkpoint.newest(tmp_path / "run"):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    wait_for_checkpoint(process, tmp_path / "run")
     errors = stop(process, signal.SIGTERM)
     assert "megalit: stopped by SIGTERM at step" in errors
     stopped = Checkpoint.newest(tmp_path / "run")
@@ -60,9 +58,7 @@ def test_processes_that_lightning_starts_itself_stop_together_and_go_on(small: P
     command = ("fit", "--config", small, "--data.total_tokens", "10_000", "--checkpoint.every_n_steps", "1")
     command += ("--trainer.devices", "2", "--trainer.strategy", "ddp")
     process = start_interpreter(*command, folder=tmp_path)
-    while not Checkpoint.newest(tmp_path / "run"):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    wait_for_checkpoint(process, tmp_path / "run")
     assert "megalit: stopped by SIGTERM at step" in stop(process, signal.SIGTERM)
     process = start_interpreter(*command, folder=tmp_path)
     _, errors = process.communicate(timeout=300)
