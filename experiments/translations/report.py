@@ -36,6 +36,7 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         "± is half of a 95% interval (Student's t).",
         "",
         *_noise(results, best),
+        *_precision(results),
         *_search(results, best),
         *_streams(results, best),
         *_ensembles(results, best),
@@ -106,6 +107,12 @@ def _noise(results: Results, best: Tuned) -> list[str]:
         "that by chance: what counts has to be repeated with other seeds.",
         "",
     ]
+
+
+def _precision(results: Results) -> Iterator[str]:
+    for precision in sorted({result.precision for result in results.values() if result.precision}):
+        names = ", ".join(name for name, result in results.items() if result.precision == precision)
+        yield from (f"Trained in {precision}, the precision of another machine than the others': {names}.", "")
 
 
 def _search(results: Results, best: Tuned) -> list[str]:

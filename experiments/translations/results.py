@@ -38,6 +38,7 @@ class Result:
         seeds: of model and data.
         curve: (tokens, mean training loss since the point before).
         commit: of the program.
+        precision: that it was trained in, where that is not the base configuration's.
     """
 
     name: str
@@ -53,9 +54,10 @@ class Result:
     seeds: dict[str, int]
     curve: list[tuple[int, float]]
     commit: str | None
+    precision: str | None = None
 
 
-def compact(run: Run, setup: str, record: RunRecord) -> Result:
+def compact(run: Run, setup: str, record: RunRecord, precision: str | None) -> Result:
     """What is kept of a finished run's record."""
     training = record.training_curve
     step = max(1, len(training) // POINTS)
@@ -74,6 +76,7 @@ def compact(run: Run, setup: str, record: RunRecord) -> Result:
         seeds=record.seeds,
         curve=[(part[-1].tokens, round(sum(p.losses["train"] for p in part) / len(part), 4)) for part in curve],
         commit=record.environment["git_commit"],
+        precision=precision,
     )
 
 
@@ -97,8 +100,8 @@ class Results(Mapping[str, Result]):
                 )
             self._results[result.name] = result
 
-    def add(self, run: Run, folder: Path) -> Result:
-        """Keep what matters of the finished run in a run folder.
+    def add(self, run: Run, folder: Path, precision: str | None = None) -> Result:
+        """Keep what matters of the finished run in a run folder, and its precision where that is this machine's own.
 
         Raises:
             UserError: it was told to stop before its end.
@@ -107,7 +110,7 @@ class Results(Mapping[str, Result]):
         record = read_record(folder)
         if record.status != "finished":
             raise UserError(f"the run in {folder} was stopped: give the same command again")
-        result = compact(run, self.setup, record)
+        result = compact(run, self.setup, record, precision)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{run.name}.json", asdict(result))
         self._results[run.name] = result

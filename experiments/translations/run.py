@@ -47,6 +47,8 @@ def main(
     output: str = "runs/translations",
     results: str = str(HERE / "results"),
     configs: Sequence[str] = (),
+    precision: str | None = None,
+    micro_batch: int | None = None,
 ) -> None:
     """Train what has no record yet, in the table's order, and write the report.
 
@@ -63,6 +65,9 @@ def main(
         output: folder of the data and the runs.
         results: folder of the records and the report, with a folder for each scale.
         configs: further configurations of ``megalit fit`` for all runs; they are another setup.
+        precision: of this machine, where the scale's own is slow (``32-true`` on a CPU without bf16). It is the same
+            setup, and stands in the records.
+        micro_batch: windows in a pass on this machine; it changes no result.
     """
     agenda = Agenda(tuple(only) or tuple(GROUPS), scale, matching)
     if jobs < 1:
@@ -83,7 +88,14 @@ def main(
     known = Results(folder, setup)
     runs = Path(output) / f"{scale}-{setup[:8]}"
     trainer = Trainer(
-        base, Path(passages), Path(output) / "data", runs, quiet=jobs > 1, books=Path(books) if books else None
+        base,
+        Path(passages),
+        Path(output) / "data",
+        runs,
+        quiet=jobs > 1,
+        books=Path(books) if books else None,
+        precision=precision,
+        micro_batch=micro_batch,
     )
     ends = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     failed = train_table(agenda, known, trainer, jobs, ends)
@@ -172,7 +184,7 @@ def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, end
                 if len(failed) == HOPELESS and not known:
                     raise UserError(f"the first {HOPELESS} runs failed: mend what they say above")
                 continue
-            result = known.add(run, trainer.runs / run.name)
+            result = known.add(run, trainer.runs / run.name, trainer.precision)
             console.print(f"{run.name}: {result.loss:.4f} nats per token")
     finally:
         stop(under_way.values())

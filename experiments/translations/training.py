@@ -27,7 +27,8 @@ SAMPLE_TOKENS = 400
 class Trainer:
     """What all runs share: configurations, passages, and the folders of the data and of the runs.
 
-    With ``quiet``, what a run says goes to a log beside its folder; ``books`` are stores of long documents.
+    With ``quiet``, what a run says goes to a log beside its folder; ``books`` are stores of long documents;
+    ``precision`` and ``micro_batch`` are this machine's, where they are not the configurations'.
     """
 
     configs: Sequence[Path]
@@ -36,6 +37,8 @@ class Trainer:
     runs: Path
     quiet: bool
     books: Path | None = None
+    precision: str | None = None
+    micro_batch: int | None = None
 
     def start(self, run: Run) -> "subprocess.Popen[bytes]":
         """Train a run, or continue it."""
@@ -47,6 +50,10 @@ class Trainer:
         command += [f"--run={self.runs / run.name}", f"--prepare.folder={'null' if prepared else self.data}"]
         command += [f"--prepare.corpus.inputs={json.dumps([str(self.passages.resolve())])}"]
         command += [argument.replace(RUNS, str(self.runs)) for argument in run.arguments()]
+        if self.precision is not None:
+            command.append(f"--trainer.precision={self.precision}")
+        if self.micro_batch is not None:
+            command.append(f"--model.micro_batch={self.micro_batch}")
         if not self.quiet:
             return subprocess.Popen(command)
         self.runs.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def known(experiment: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monke
             self.measured: list[tuple[str, int]] = []
             self.longs: dict[str, dict[int, float]] = {}
 
-        def add(self, run: Any, folder: Path) -> Any:
+        def add(self, run: Any, folder: Path, precision: str | None = None) -> Any:
             values = dict.fromkeys(RunRecord.__dataclass_fields__)
             self._results[run.name] = experiment.results.Result(
                 **{name: values.get(name) for name in experiment.results.Result.__dataclass_fields__}
@@ -100,6 +100,7 @@ def trained(experiment: SimpleNamespace, known: Any, monkeypatch: pytest.MonkeyP
     class Trainer:
         runs = Path()
         long_store = "books"
+        precision = None
 
         def start(self, run: Any) -> SimpleNamespace:
             assert all(teacher.name in known for teacher in run.teachers), "teachers first"

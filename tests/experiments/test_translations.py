@@ -162,7 +162,12 @@ def test_driver_goes_on_after_the_runs_that_have_a_record(
     started.statuses = {3: 75}
     with pytest.raises(UserError, match="told to stop: the same command goes on"):
         run.main(**arguments)
-    run.main(**arguments)
+    run.main(**arguments, precision="bf16-mixed", micro_batch=1)
+    kept = experiment.results.Results(Path("results/small"), None)
+    assert [kept[one.name].precision for one in two] == [None, "bf16-mixed"], "how one machine trains is no other setup"
+    assert f"Trained in bf16-mixed, the precision of another machine than the others': {two[1].name}." in (
+        Path("results/small/results.md").read_text()
+    )
     assert started.names == [two[0].name, *3 * [two[1].name]]
     run.main(**arguments)
     assert len(started.names) == 4, "what has a record is not trained again"
