@@ -94,6 +94,9 @@ class Checkpoint(callbacks.Checkpoint):
         every_minutes: save when so long has passed since the last one; null leaves it to the steps.
         keep: the newest checkpoints that stay.
 
+    Attributes:
+        continues: what this rank goes on from; None is the beginning.
+
     Raises:
         UserError: no checkpoint would ever be kept.
     """
@@ -106,6 +109,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self.keep = keep
+        self.continues: Path | None = None
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._waiting = False
@@ -119,6 +123,23 @@ class Checkpoint(callbacks.Checkpoint):
     def newest(run: Path) -> Path | None:
         """The newest checkpoint of a run, or None. Whatever has its final name is complete."""
         return newest_checkpoint(run)
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Have all ranks agree on where they go on, before any of them reads it.
+
+        Raises:
+            UserError: a node sees other checkpoints than the others; their weights would be averaged all the same.
+        """
+        if stage != "fit" or trainer.world_size == 1:
+            return
+        found: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(found, self.continues.name if self.continues else "the beginning")
+        if len(set(found)) > 1:
+            others = next(rank for rank, name in enumerate(found) if name != found[0])
+            raise UserError(
+                f"rank 0 would go on from {found[0]} and rank {others} from {found[others]}: the run's folder must be "
+                "shared by all nodes; where it is, a file system may show it late, so give the command again"
+            )
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import yaml
@@ -52,6 +52,8 @@ _REMEDY = {
     "gradient_clip_val": "model.gradient_clip",
 }
 
+
+_Kind = TypeVar("_Kind")
 
 # How long a job that SLURM has started again waits for the lock of its run.
 _LOCK_SECONDS = 180
@@ -269,6 +271,7 @@ class TrainingCLI(LightningCLI):
                     callback.load_state_dict = _forget  # type: ignore[method-assign]
         if self.datamodule.ignore_plan and checkpoint is not None:
             trainer.callbacks.append(Adoption(run, self.plain_config))
+        self._callback(Checkpoint).continues = checkpoint
         STOP.at_once = False  # from here on there is something to save
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         done, samples = self.trainer.global_step, plan.steps * plan.global_batch
@@ -300,9 +303,14 @@ class TrainingCLI(LightningCLI):
             print(f"{suite}\t{loss:.6f}")
 
     def _measure(self, verb: str, checkpoint: Path | None = None) -> dict[str, float]:
-        """Loss of each validation suite, in nats per token."""
+        """Loss of each validation suite, whole, in nats per token."""
         if not self.datamodule.suites:
             return {}
+        trainer: Any = self.trainer
+        for limit in ("limit_val_batches", "limit_test_batches"):
+            # They make validations during training cheaper. Of a part, a loss could be compared with no other.
+            if getattr(trainer, limit):
+                setattr(trainer, limit, 1.0)
         function = getattr(self.trainer, verb)
         results = function(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
         return {name.removeprefix("validation/"): value for result in results for name, value in result.items()}
@@ -312,6 +320,6 @@ class TrainingCLI(LightningCLI):
         if config.prepare.folder is not None:
             prepare(PrepareSettings(**vars(config.prepare)))
 
-    def _callback(self, kind: type[ScalingLaw]) -> ScalingLaw:
+    def _callback(self, kind: type[_Kind]) -> _Kind:
         trainer: Any = self.trainer
         return next(callback for callback in trainer.callbacks if isinstance(callback, kind))

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
@@ -29,6 +30,12 @@ class TrainingPlan(Protocol):
     def bos(self) -> int: ...
     @property
     def tokenizer(self) -> str: ...
+
+
+def _cpu_has_bf16() -> bool:
+    # Not there in builds of torch without oneDNN, of which nothing is known.
+    supported: Any = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is None or bool(supported())
 
 
 class Decoder(lightning.LightningModule):
@@ -118,11 +125,16 @@ class Decoder(lightning.LightningModule):
             )
 
     def check_device(self, device: torch.device, precision: str) -> None:
-        """Refuse a device or precision that the attention's kernel does not run on.
+        """Refuse a device or precision that the attention's kernel does not run on, and warn of a slow one.
 
         Raises:
             UserError: see :func:`megalit.modeling.attention.resolve` and ``try_kernel`` there.
         """
+        if device.type == "cpu" and precision.startswith("bf16") and not _cpu_has_bf16():
+            rank_zero_warn(
+                f"trainer.precision is {precision}, for which this CPU has no instructions, so it may be several times "
+                "slower than 32-true"
+            )
         masked = not self.cross_document_attention
         backend = resolve(self.attention, device, masked)
         if self.attention.startswith("flash") and not precision.startswith(("bf16", "16")):

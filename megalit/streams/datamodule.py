@@ -26,6 +26,7 @@ from megalit.streams.loading import (
 from megalit.streams.mixture import Mixture
 from megalit.streams.orderings import Ordering, Real
 from megalit.streams.plan import RunPlan
+from megalit.streams.remote import one_spelling
 from megalit.streams.run_length import Component, DocumentOrder, MixtureSettings
 from megalit.streams.schedule import exact
 from megalit.streams.store import StoreSet
@@ -62,6 +63,8 @@ class StreamDataModule(lightning.LightningDataModule):
             once, windows permuted every epoch), ``sequential`` (documents permuted anew, windows in order)
             or ``paper`` (as the megadocs paper's code: one order for all epochs, remainders dropped, mixing
             exact in blocks of 2,048 windows).
+        sets: names of the sets of generations (or samples) that take part, those of the first one first (default: all
+            that lie with the stores).
         real_fraction: share of the real documents to train on; each subset lies inside every larger one.
         separate_validation: start a window with each validation document, instead of packing them.
         document_order: documents and megadocs ``permuted``, or ``related`` ones side by side, along a path from
@@ -84,6 +87,7 @@ class StreamDataModule(lightning.LightningDataModule):
         real_epochs: float | None = None,
         total_tokens: int | None = None,
         epoch_order: EpochOrder = "documents",
+        sets: list[str] | None = None,
         real_fraction: float = 1.0,
         separate_validation: bool = False,
         document_order: DocumentOrder = "permuted",
@@ -116,6 +120,7 @@ class StreamDataModule(lightning.LightningDataModule):
         self.real_epochs = real_epochs
         self.total_tokens = total_tokens
         self.epoch_order: EpochOrder = epoch_order
+        self.sets = sets
         self.real_fraction = real_fraction
         self.separate_validation = separate_validation
         self.document_order: DocumentOrder = document_order
@@ -142,7 +147,7 @@ class StreamDataModule(lightning.LightningDataModule):
     def settings(self) -> MixtureSettings:
         """What all streams of this run share."""
         return MixtureSettings(
-            stores=self.stores or "",
+            stores=one_spelling(self.stores) if self.stores else "",
             context_length=self.context_length,
             global_batch=self.global_batch,
             real_epochs=self.real_epochs,
@@ -153,6 +158,7 @@ class StreamDataModule(lightning.LightningDataModule):
             separate_validation=self.separate_validation,
             document_order=self.document_order,
             embeddings=self.embeddings,
+            sets=tuple(self.sets) if self.sets is not None else None,
         )
 
     @property
@@ -211,9 +217,8 @@ class StreamDataModule(lightning.LightningDataModule):
         return self.val_dataloader()
 
     def teardown(self, stage: str) -> None:
-        # A folder of plans for each run would fill a node's temporary space.
-        if stage == "fit":
-            self.mixture.forget_plans()
+        # A folder of plans for each run, or for each measurement of one, would fill a node's temporary space.
+        self.mixture.forget_plans()
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -231,11 +236,12 @@ class StreamDataModule(lightning.LightningDataModule):
             UserError: it was made under another plan; the message names the first difference.
         """
         if state["fingerprint"] != self.plan.fingerprint and not self.ignore_plan:
-            difference = self.plan.first_difference(state["plan"])
-            raise UserError(
-                f"the checkpoint belongs to another data plan ({difference}): use another run folder, "
-                "or set data.ignore_plan to go on from its count of samples"
-            )
+            difference = self.plan.first_difference(self.mixture.without_unread(state["plan"]))
+            if difference is not None:
+                raise UserError(
+                    f"the checkpoint belongs to another data plan ({difference}): use another run folder, "
+                    "or set data.ignore_plan to go on from its count of samples"
+                )
         self._start_samples = int(state["consumed_samples"])
         self._start_step = int(state["steps"])
         # Under another plan the windows before may have had another length.

@@ -42,7 +42,9 @@ class MappedTables:
         # Which document an item belongs to is not part of a store's content hash, so its table counts too.
         items = [(store.folder / "items.parquet").stat() for store in stores.training]
         changed = [[file.st_size, file.st_mtime_ns] for file in items]
-        versions = [__version__, np.__version__]
+        # In the order in which generations follow each other.
+        order = [store.folder.name for store in stores.training]
+        versions = [__version__, np.__version__, *order]
         self.key = fingerprint([versions, stores.contents, changed, asdict(literals), real_fraction])
         self._plans = PlanArrays(self.key, lambda _: _to_arrays(join(stores, literals, real_fraction)))
         self.tables = _from_arrays(self._plans[0], stores, literals)

@@ -23,7 +23,7 @@ from megalit.streams.related import related_order
 from megalit.streams.remote import local_stores
 from megalit.streams.run_length import Component, MixtureSettings, schedule_of, steps_of, stream_plans
 from megalit.streams.sources import TOKEN_OFFSETS
-from megalit.streams.store import StoreSet, open_stores
+from megalit.streams.store import StoreSet, names_of_sets, open_stores
 from megalit.streams.stream import Stream
 from megalit.streams.suites import suite_of
 
@@ -87,6 +87,7 @@ class Mixture:
         windows = [stream.windows for stream in self.streams]
         steps = steps_of(settings, components, phases, windows, real_tokens)
         self.schedule = schedule_of(settings, components, phases, steps)
+        self._contents = [self._read(folder, components) for folder in self._opened]
         self.plan = self._plan(components, phases, steps, real_tokens)
 
     @property
@@ -106,9 +107,33 @@ class Mixture:
         for opened in self._opened.values():
             opened.mapped.forget()
 
+    def without_unread(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """A plan, as JSON, without the stores that lie here and that no stream reads: earlier plans name these, too."""
+        settings: dict[str, Any] = plan.get("settings", {})
+        there = [opened.stores.contents for opened in self._opened.values()]
+        if len(settings.get("stores", ())) != len(there):
+            return plan
+        stores = [
+            {name: content for name, content in named.items() if name in read or here.get(name) != content}
+            for named, read, here in zip(settings["stores"], self._contents, there, strict=True)
+        ]
+        return {**plan, "settings": {**settings, "stores": stores}}
+
+    def _read(self, folder: str, components: Sequence[Component]) -> dict[str, str]:
+        """Content hash of each store in a folder that counts: of the documents, and what the streams take of others."""
+        opened = self._opened[folder]
+        counted = [opened.stores.real, opened.stores.validation]
+        for component in components:
+            if (component.stores or self.settings.stores) == folder:
+                counted += component.ordering.sources(opened.tables)
+        names = {store.folder.name for store in counted if store is not None}
+        return {name: content for name, content in opened.stores.contents.items() if name in names}
+
     def _open(self, folder: str) -> "_Opened":
         if folder not in self._opened:
             stores = open_stores(local_stores(folder))
+            if self.settings.sets is not None and folder == self.settings.stores:
+                stores = stores.only(self.settings.sets)
             start, end, separator = self._markers(stores)
             manifest = stores.real.manifest
             literals = Literals(manifest.bos, manifest.eos, tuple(start), tuple(end), tuple(separator))
@@ -181,6 +206,13 @@ class Mixture:
                 "tokenize a corpus with generations, or train on RealStream"
             )
         settings = self.settings
+        names = names_of_sets(component.ordering.sources(opened.tables))
+        if len(names) > 1 and settings.sets is None:
+            warnings.warn(
+                f"the stream '{component.ordering.name}' reads the sets {', '.join(names)} of {stores.folder}, in this "
+                "order: data.sets names those that should take part",
+                stacklevel=2,
+            )
         stream = Stream(
             component.ordering,
             opened.tables,
@@ -215,7 +247,7 @@ class Mixture:
         settings = {
             **asdict(self.settings),
             "embeddings": self._embeddings,
-            "stores": [opened.stores.contents for opened in self._opened.values()],
+            "stores": self._contents,
             "tokenizer": self.stores.real.manifest.tokenizer,
             "literals": [opened.literals.parts for opened in self._opened.values()],
             "streams": [

@@ -21,6 +21,7 @@ from megalit.streams.orderings import (
     Simple,
     Stitched,
 )
+from megalit.streams.remote import one_spelling
 from megalit.streams.run_length import Component
 from megalit.streams.schedule import exact
 from megalit.streams.store import StoreSet
@@ -162,7 +163,7 @@ class MixedStream:
             )
         else:
             ordering = LatentThoughts(name)
-        return Component(ordering, self.shares, self.stores)
+        return Component(ordering, self.shares, one_spelling(self.stores) if self.stores else None)
 
     @property
     def shares(self) -> tuple[Fraction, ...]:

@@ -12,6 +12,7 @@ that simple and stitched streams hold identical tokens. (The paper does not say 
 pieces; this is our choice, and ``separator`` another.)
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.streams.pieces import BOS, EOS, EOS_BOS, SEPARATOR, THOUGHT_END, THOUGHT_START, Integers, PieceTables, Rows
+from megalit.streams.store import TokenStore
 
 RealDocument = Literal["last", "first", "absent"]
 RealDocuments = Literal["among", "absent"]
@@ -45,6 +47,10 @@ class Ordering(Protocol):
         """The stream's pieces for one epoch, as rows of ``tables.table``: ``int32``, ``(pieces,)``."""
         ...
 
+    def sources(self, tables: PieceTables) -> Sequence[TokenStore]:
+        """The stores beside the real documents' that it depends on; what is added to others changes nothing."""
+        ...
+
 
 def describe(ordering: Ordering) -> dict[str, Any]:
     """An ordering's kind and settings, as JSON: two with equal descriptions arrange pieces alike."""
@@ -60,6 +66,9 @@ class Real:
     def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
         return _delimited(tables.real.rows()[tables.document_order(epoch)])
 
+    def sources(self, tables: PieceTables) -> Sequence[TokenStore]:
+        return ()
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -69,6 +78,9 @@ class Samples:
 
     def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:
         return _delimited(epoch.permutation(tables.samples.rows()))
+
+    def sources(self, tables: PieceTables) -> Sequence[TokenStore]:
+        return tables.stores.samples
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,9 @@ class Simple:
         if self.real_document == "among":
             pieces = np.concatenate([tables.real.rows(), pieces])
         return _delimited(epoch.permutation(pieces))
+
+    def sources(self, tables: PieceTables) -> Sequence[TokenStore]:
+        return _sources(tables, self.generations, self.draw)
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,9 @@ class Stitched:
         kept[:, 2:-1:2] = there[:, 1:] & np.logical_or.accumulate(there, axis=1)[:, :-1]
         return megadocs[kept & there.any(axis=1, keepdims=True)]
 
+    def sources(self, tables: PieceTables) -> Sequence[TokenStore]:
+        return _sources(tables, self.generations, self.draw)
+
 
 @dataclass(frozen=True)
 class LatentThoughts:
@@ -173,6 +191,9 @@ class LatentThoughts:
         rows[at + 2] = THOUGHT_END
         return rows
 
+    def sources(self, tables: PieceTables) -> Sequence[TokenStore]:
+        return () if tables.stores.thoughts is None else (tables.stores.thoughts,)
+
 
 def _ranks(counts: Integers) -> Integers:
     """0 … n-1 for each n of ``counts``, end to end."""
@@ -198,6 +219,14 @@ def _choose(tables: PieceTables, count: int, draw: Draw, incomplete: Incomplete,
     if missing is not None:
         rows[missing] = _NONE
     return rows
+
+
+def _sources(tables: PieceTables, count: int, draw: Draw) -> Sequence[TokenStore]:
+    """Stores of the generations: of the first ``count`` of each document those that hold any of them."""
+    if draw == "drawn" or len(tables.stores.generations) < 2:
+        return tables.stores.generations
+    group = tables.generations
+    return tables.stores_of(group.rows()[_ranks(group.count) < count])
 
 
 def _delimited(pieces: Rows) -> Rows:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from megalit.errors import UserError
-from megalit.streams.store import StoreSet
+from megalit.streams.store import StoreSet, TokenStore
 
 Integers = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]
@@ -147,6 +147,13 @@ class PieceTables:
                 return recipe
             chunk -= len(store.buffers)
         return None
+
+    def stores_of(self, rows: Rows) -> list[TokenStore]:
+        """The stores that hold these pieces."""
+        training = self.stores.training
+        ends = 1 + np.cumsum([len(store.buffers) for store in training])  # behind the literals
+        places = np.searchsorted(ends, np.unique(self.table.buffer[rows]), side="right")
+        return [training[place] for place in np.unique(places)]
 
     def require_generations(self, count: int) -> None:
         """Check that every document has ``count`` generations.

@@ -27,6 +27,11 @@ def is_remote(location: str) -> bool:
     return "://" in location
 
 
+def one_spelling(location: str) -> str:
+    """A location as all that name it would: ``stores/`` is ``stores``."""
+    return location.rstrip("/") if is_remote(location) else os.path.normpath(location)
+
+
 def cache_folder() -> Path:
     """Where remote stores are staged on this node: ``$MEGALIT_CACHE``, or the user's cache folder."""
     named = os.environ.get("MEGALIT_CACHE")
@@ -46,7 +51,7 @@ def local_stores(location: str) -> Path:
     """
     if not is_remote(location):
         return Path(location)
-    url = location.rstrip("/")
+    url = one_spelling(location)
     folder = cache_folder() / "stores" / f"{PurePosixPath(url).name}-{digest(url.encode())}"
     try:
         remote = _open(url)

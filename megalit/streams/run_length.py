@@ -50,6 +50,7 @@ class MixtureSettings:
     separate_validation: bool
     document_order: DocumentOrder
     embeddings: str | None
+    sets: tuple[str, ...] | None = None
 
 
 class SizedStream(Protocol):

@@ -5,8 +5,8 @@ one row per item, and ``manifest.json``, which is written last: a store without 
 One item is the tokens of one document, generation or thought, without BOS and EOS.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -265,9 +265,35 @@ class StoreSet:
         return self.training if self.validation is None else (*self.training, self.validation)
 
     @property
+    def sets(self) -> tuple[str, ...]:
+        """Names of the sets of generations and samples, each of one or more segments."""
+        return names_of_sets((*self.generations, *self.samples))
+
+    def only(self, sets: Sequence[str]) -> "StoreSet":
+        """Without the generations and samples of other sets, and these in the order of their names here.
+
+        Raises:
+            UserError: there is no set of that name.
+        """
+        for name in sets:
+            if name not in self.sets:
+                there = ", ".join(self.sets) or "no sets"
+                raise UserError(f"data.sets names '{name}' and {self.folder} holds {there}: mend the name")
+
+        def chosen(stores: tuple[TokenStore, ...]) -> tuple[TokenStore, ...]:
+            return tuple(store for name in sets for store in stores if names_of_sets([store]) == (name,))
+
+        return replace(self, generations=chosen(self.generations), samples=chosen(self.samples))
+
+    @property
     def contents(self) -> dict[str, str]:
         """Content hash of each store, by name."""
         return {store.folder.name: store.manifest.content_hash for store in self.all}
+
+
+def names_of_sets(stores: Iterable[TokenStore]) -> tuple[str, ...]:
+    """Of the sets that these stores are segments of: ``rephrase.002`` is one of ``rephrase``."""
+    return tuple(dict.fromkeys(store.folder.name.split(".")[0] for store in stores))
 
 
 def open_stores(folder: Path) -> StoreSet:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from data_sets import DataSet
-from forks import fork
+from forks import fork, ranks
 from running import Run, losses, start, start_interpreter, wait_for_checkpoint
 
 from megalit import files
@@ -64,6 +64,41 @@ def stopped(run: Run, small: Path) -> Path:
         patch.setattr(Checkpoint, "on_train_batch_end", stop)
         assert run("fit", "--config", small) == 0
     return small.parent / "run"
+
+
+def test_nodes_that_see_other_checkpoints_do_not_train_together(stopped: Path, small: Path, tmp_path: Path) -> None:
+    """A folder that is not shared, or that a file system shows late: weights of two states would be averaged."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    parts = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    config = str(small)
+    places = (stopped.parent, elsewhere)
+    processes = [
+        start("fit", "--config", config, *parts, folder=place, **rank)
+        for place, rank in zip(places, ranks(2), strict=True)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    for text in said:
+        assert "rank 0 would go on from step-000000012.ckpt and rank 1 from the beginning: the run's folder" in text
+
+
+def test_the_final_loss_is_that_of_the_whole_suite(run: Run, small: Path) -> None:
+    """However few batches are validated during training, or it could be compared with no other run's."""
+    assert run("fit", "--config", small, "--run", "whole") == 0
+    assert run("fit", "--config", small, "--run", "part", "--trainer.limit_val_batches", "2") == 0
+    whole, part = read_record(Path("whole")), read_record(Path("part"))
+    assert part.validation_curve[0].losses["iid"] != pytest.approx(whole.validation_curve[0].losses["iid"], abs=1e-4)
+    assert part.losses == whole.losses
+
+
+def test_a_measurement_leaves_no_plans_on_the_node(
+    run: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("fit", "--config", small) == 0
+    monkeypatch.setenv("MEGALIT_PLANS", str(tmp_path / "node"))
+    assert run("validate", "--config", small) == 0
+    assert not list((tmp_path / "node").rglob("*.npy"))
 
 
 def test_a_run_that_stops_early_is_not_finished_and_continues(

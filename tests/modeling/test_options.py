@@ -322,3 +322,17 @@ def test_a_validation_is_the_same_in_any_micro_batch(data_set: DataSet, tmp_path
         model = LanguageModel("nano", seed=1, micro_batch=size)
         losses.append(trainer.validate(model, data, verbose=False)[0]["validation/iid"])
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_precision_that_a_cpu_has_no_instructions_for_is_told(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
+    model = LanguageModel("nano", vocabulary_size=10)
+    model.check_device(torch.device("cpu"), "32-true")
+    assert not recwarn.list
+    model.check_device(torch.device("cpu"), "bf16-mixed")
+    said = [str(warning.message) for warning in recwarn.list]
+    assert len(said) == (not has_bf16)
+    assert all("trainer.precision is bf16-mixed, for which this CPU has no instructions" in text for text in said)

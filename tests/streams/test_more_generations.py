@@ -1,0 +1,116 @@
+"""Stores that are added to a folder change no run that does not read them."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_sets import GENERATIONS, DataSet
+
+from megalit.cli.prepare import generation_set
+from megalit.errors import UserError
+from megalit.streams import LatentThoughtStream, MixtureStream, RealStream, SimpleStream, StitchedStream
+from megalit.streams.building import build_stores
+from megalit.streams.datamodule import StreamDataModule
+from megalit.streams.loading import split
+from megalit.streams.named import MixedStream
+from megalit.streams.sources import GenerationSet
+from megalit.synthesis.recipes.token_noise import TokenNoise, generate_token_noise
+
+SMALL: dict[str, Any] = {"context_length": 32, "global_batch": 4, "total_tokens": 32 * 4 * 10}
+
+
+@pytest.fixture
+def folder(data_set: DataSet, tmp_path: Path) -> Path:
+    """Stores with one set of generations, and thoughts."""
+    return Path(shutil.copytree(data_set.folder, tmp_path / "stores"))
+
+
+def add_generations(data_set: DataSet, folder: Path) -> None:
+    made = folder.parent / "noise"
+    generate_token_noise(TokenNoise(count=2), data_set.corpus, made)
+    (added,) = build_stores(data_set.corpus, [GenerationSet(**generation_set(made))], data_set.tokenizer, folder)
+    assert added.kind == "generations"
+
+
+def windows(data: StreamDataModule) -> torch.Tensor:
+    data.setup("validate")
+    return split(data.train_dataloader().dataset[range(40)])["tokens"]
+
+
+def state_of(data: StreamDataModule) -> dict[str, Any]:
+    return {"consumed_samples": 8, "steps": 2, "plan": data.plan.to_json(), "fingerprint": data.plan.fingerprint}
+
+
+@pytest.mark.parametrize(
+    ("stream", "settings"),
+    [
+        (RealStream, {}),
+        (LatentThoughtStream, {}),
+        (SimpleStream, {"generations": GENERATIONS}),
+        (StitchedStream, {"generations": 2}),
+    ],
+)
+def test_more_generations_change_no_run_that_does_not_read_them(
+    stream: Any, settings: dict[str, Any], data_set: DataSet, folder: Path
+) -> None:
+    before = stream(stores=str(folder), **SMALL, **settings)
+    read, state = windows(before), state_of(before)
+    add_generations(data_set, folder)
+    after = stream(stores=str(folder), **SMALL, **settings)
+    assert after.plan.fingerprint == before.plan.fingerprint
+    assert torch.equal(windows(after), read)
+    after.load_state_dict(state)
+
+
+@pytest.mark.parametrize("settings", [{"draw": "drawn"}, {"generations": GENERATIONS + 1, "incomplete": "accept"}])
+def test_a_run_that_would_read_them_is_refused(settings: dict[str, Any], data_set: DataSet, folder: Path) -> None:
+    settings = {"generations": 2, **SMALL, **settings}
+    state = state_of(StitchedStream(stores=str(folder), **settings))
+    add_generations(data_set, folder)
+    with pytest.raises(UserError, match=r"another data plan \(streams"):
+        StitchedStream(stores=str(folder), **settings).load_state_dict(state)
+
+
+def test_plans_that_name_all_stores_go_on(data_set: DataSet, folder: Path) -> None:
+    """As those of earlier versions do; what they name has to be there as it was."""
+    data = RealStream(stores=str(folder), **SMALL)
+    state = state_of(data)
+    state["plan"]["settings"]["stores"] = [dict(data.mixture.stores.contents)]
+    state["fingerprint"] = "of an earlier version"
+    assert len(data.plan.settings["stores"][0]) < len(data.mixture.stores.contents)
+    data.load_state_dict(state)
+    shutil.rmtree(folder / "thoughts")
+    with pytest.raises(UserError, match=r"settings.stores\[0\].thoughts was .* and is None"):
+        RealStream(stores=str(folder), **SMALL).load_state_dict(state)
+
+
+def test_sets_that_take_part_are_named(data_set: DataSet, folder: Path) -> None:
+    """Two sets in one folder do not mix unsaid, and a name says which is meant."""
+    alone = windows(StitchedStream(stores=str(folder), generations=2, **SMALL))
+    add_generations(data_set, folder)
+    settings = {"stores": f"{folder}/", **SMALL}
+    assert torch.equal(windows(StitchedStream(generations=2, sets=["generations"], **settings)), alone)
+    noise = StitchedStream(generations=2, sets=["noise"], **settings)
+    assert set(noise.plan.settings["stores"][0]) == {"real", "validation", "noise"}
+    both = StitchedStream(generations=GENERATIONS + 2, **settings)
+    with pytest.warns(UserWarning, match="reads the sets generations, noise of .*, in this order: data.sets names"):
+        in_order = both.mixture
+    turned = StitchedStream(generations=GENERATIONS + 2, sets=["noise", "generations"], **settings)
+    first, other = in_order.streams[1].tables, turned.mixture.streams[1].tables
+    assert first.generations.count.tolist() == other.generations.count.tolist()
+    recipes = [tables.recipe(tables.generations.first) for tables in (first, other, noise.mixture.streams[1].tables)]
+    assert recipes == ["easy", "token_noise", "token_noise"]
+    with pytest.raises(UserError, match="data.sets names 'nose' and .* holds generations, noise: mend the name"):
+        _ = StitchedStream(sets=["nose"], **settings).plan
+
+
+def test_a_folder_is_the_same_however_it_is_spelled(data_set: DataSet) -> None:
+    settings: dict[str, Any] = {"context_length": 32, "global_batch": 4, "real_epochs": 1}
+    streams = [
+        MixedStream("real", 0.5, stores=f"{data_set.folder}/."),
+        MixedStream("simple", 0.5, generations=2, stores=f"{data_set.folder}//"),
+    ]
+    mixture = MixtureStream(streams, stores=str(data_set.folder), **settings).mixture
+    assert len(mixture.plan.settings["stores"]) == 1
