@@ -15,6 +15,8 @@ from megalit.errors import UserError
 from megalit.files import fingerprint, read_json, write_json
 from megalit.scaling.records import FILE, RunRecord, read_record
 
+# Losses of the same weights, measured twice, differ by less.
+SAME_LOSS = 1e-3
 # Points of a training curve that a record keeps.
 POINTS = 20
 # Losses of one seed each that differ by less do not say which setting is better: about a deviation between seeds.
@@ -128,7 +130,11 @@ class Results(Mapping[str, Result]):
         """Losses of the averages of the first K members, by kind of average, where that was measured."""
         path = self._average_file(name)
         record = read_json(path) if path.exists() else {"setup": None}
-        return record["averages"] if record["setup"] == self.setup else None
+        if record["setup"] != self.setup or any(member not in self for member in record["members"]):
+            return None
+        # Where a member was trained again since, these are averages of other weights.
+        first = self[record["members"][0]].loss
+        return record["averages"] if abs(record["averages"]["probabilities"][0] - first) < SAME_LOSS else None
 
     def add_long(self, run: Run, output: Path) -> None:
         """Keep a run's losses of long documents at each context length."""

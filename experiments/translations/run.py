@@ -149,6 +149,7 @@ def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, end
     if agenda.matching and not any(runs for _, runs in agenda.asked(known)):
         raise UserError(f"--matching '{agenda.matching}' matches no run of {', '.join(agenda.groups)}: mend it")
     failed: list[str] = []
+    unmeasured: set[str] = set()
     under_way: dict[Run, subprocess.Popen[bytes]] = {}
     try:
         while True:
@@ -162,7 +163,7 @@ def train_table(agenda: Agenda, known: Results, trainer: Trainer, jobs: int, end
                     trainer.sample(run, known)
                 under_way[run] = trainer.start(run)
             # Beside the runs that were just started, so that none waits for it.
-            measure(known, agenda.scale, trainer)
+            unmeasured |= measure(known, agenda.scale, trainer, unmeasured)
             if known:
                 write_report(known, agenda.scale, known.folder)
             if not under_way:
@@ -213,8 +214,17 @@ def untaught(agenda: Agenda, known: Results, trainer: Trainer) -> Iterator[tuple
                 yield run, missing[0]
 
 
-def measure(known: Results, scale: str, trainer: Trainer) -> None:
-    """Measure the ensembles whose members are all on this machine, and long documents with the tuned runs."""
+def measure(known: Results, scale: str, trainer: Trainer, unmeasured: Container[str] = ()) -> set[str]:
+    """Measure the ensembles whose members are all on this machine, and long documents with the tuned runs.
+
+    Args:
+        known, scale, trainer: of the runs.
+        unmeasured: names of ensembles that could not be measured, and are left out.
+
+    Returns:
+        The names of those that cannot be measured either.
+    """
+    failed = set()
     for best in tuned(scale, known).values() if trainer.long_store else ():
         for run in seeded(best):
             if trainer.has(run, known) and not known.long(run, trainer.long_store):
@@ -222,10 +232,13 @@ def measure(known: Results, scale: str, trainer: Trainer) -> None:
     for name, members in ensembles(tuned(scale, known)).items():
         there = list(takewhile(lambda run: trainer.has(run, known), members))
         averages = known.averages(name)
-        if len(there) >= max(MEMBERS, len(averages["logits"]) + 1 if averages else 0):
+        if name not in unmeasured and len(there) >= max(MEMBERS, len(averages["logits"]) + 1 if averages else 0):
             output = trainer.average(name, there)
             if output is not None:
                 known.add_average(name, there, output)
+            else:
+                failed.add(name)
+    return failed
 
 
 def interrupt(*_: object) -> None:

@@ -213,7 +213,8 @@ def hard_labels(tuned: Tuned) -> Iterator[Run]:
     """Are a teacher's samples worth as much as its soft labels? Real only, in a simple stream's place and settings."""
     for seed in range(MEMBERS, 2 * MEMBERS):
         student = replace(tuned["simple"], stream="samples", seed=seed, teachers=(tuned["real"],))
-        yield changed(student, "hard labels", {})
+        # Settings are the simple stream's, so its name says nothing of whose samples they are.
+        yield changed(student, f"hard labels of {tuned['real'].name}", {})
 
 
 def larger(tuned: Tuned) -> Iterator[Run]:

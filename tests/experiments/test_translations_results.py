@@ -1,5 +1,6 @@
 """The experiment on translations: what is made of its records, and what is measured behind siblings."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megalit.errors import UserError
+
+HERE = Path(__file__).parents[2] / "experiments" / "translations"
 
 
 def test_nothing_to_report(experiment: SimpleNamespace, known: Any, tmp_path: Path) -> None:
@@ -129,3 +132,24 @@ def test_a_setting_of_several_seeds_stands_against_a_chance_better_one(
     assert results.tuned("small", known)["simple"] == start
     losses[replace(start, weight_decay=0.2)] = 4.0 - 2 * results.TIE
     assert results.tuned("small", known)["simple"].weight_decay == 0.2, "more than a tie"
+
+
+def test_averages_of_weights_that_are_no_longer_the_records_are_measured_again(
+    experiment: SimpleNamespace, tmp_path: Path
+) -> None:
+    kept = HERE / "results" / "small"
+    results = Path(shutil.copytree(kept, tmp_path / "small"))
+    known = experiment.results.Results(results, None)
+    name = "simple-4_e8_lr0.003_wd0.4"
+    assert len(known.averages(name)["logits"]) == 5
+    known._results[name] = replace(known[name], loss=known[name].loss + 0.01)
+    assert known.averages(name) is None
+    (results / f"{name}_seed4.json").unlink()
+    assert experiment.results.Results(results, None).averages(name) is None
+
+
+def test_a_student_of_another_teacher_has_another_name(experiment: SimpleNamespace) -> None:
+    start = experiment.grid.START["small"]
+    others = {**start, "real": replace(start["real"], learning_rate=3e-3)}
+    names = [{run.name for run in experiment.table.hard_labels(tuned)} for tuned in (start, others)]
+    assert not names[0] & names[1]
