@@ -197,6 +197,12 @@ def family_of(record: RunRecord) -> Family:
     )
 
 
+def differing_in(one: Family, other: Family) -> list[str]:
+    """In words, what two families do not share."""
+    names = [name for name, value in vars(one).items() if vars(other)[name] != value]
+    return [name.replace("_", " ") for name in names]
+
+
 def stream_label(record: RunRecord) -> str:
     """A run's synthetic streams in words."""
     streams = _streams(record)
@@ -204,7 +210,9 @@ def stream_label(record: RunRecord) -> str:
     # What a teacher has taught is worth more than the documents alone, so it is no baseline.
     distilled = ", distilled" if _is_distilled(record) else ""
     if not synthetic:
-        return (REAL_ONLY if streams else " + ".join(record.tokens_seen)) + distilled
+        # A plan may list no streams; then the tokens that were seen have names.
+        is_real = streams or set(record.tokens_seen) == {"real"}
+        return (REAL_ONLY if is_real else " + ".join(record.tokens_seen)) + distilled
     labels = []
     for stream in synthetic:
         label = KINDS.get(stream["kind"], stream["kind"])
