@@ -9,7 +9,7 @@ from typing import Any
 from megalit.cli.console import console
 from megalit.errors import UserError
 from megalit.scaling.ensembles import EnsembleLosses, read_ensembles
-from megalit.scaling.ledger import Ledger, Points, points_of_records, read_ledger, value_of
+from megalit.scaling.ledger import Ledger, Points, read_ledger, value_of
 from megalit.scaling.records import RunRecord
 
 _CONDITION = re.compile(r"([\w.]+)\s*(>=|<=|!=|=|<|>)\s*(.*)")
@@ -54,15 +54,6 @@ def chosen_ensembles(runs: Sequence[str], where: Sequence[str] | None) -> dict[P
     for problem in problems:
         console.print(f"not read: {problem}")
     return kept
-
-
-def points_of_runs(runs: Sequence[str] | None, keys: Sequence[str]) -> Points:
-    """One point for each run that has a number for each key. What has none is said.
-
-    Raises:
-        UserError: no run has.
-    """
-    return said(points_of_records(chosen_runs(runs), keys), keys)
 
 
 def said(points: Points, keys: Sequence[str]) -> Points:

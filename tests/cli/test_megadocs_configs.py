@@ -18,6 +18,9 @@ from megalit.cli.export import ExportCommand
 from megalit.cli.generate import GenerateCommand
 from megalit.cli.plan import PlanCLI, predict
 from megalit.cli.prediction import Prediction
+from megalit.cli.report import ReportCommand
+from megalit.cli.scaling import FitCommand
+from megalit.cli.scaling_efficiency import EfficiencyCommand
 from megalit.cli.sweep import SweepCommand
 from megalit.cli.training import PARSING
 from megalit.modeling.language_model import LanguageModel
@@ -82,8 +85,8 @@ def all_runs() -> list[tuple[str, int, Prediction]]:
 
 def test_the_table_of_costs_is_what_plan_says(all_runs: list[tuple[str, int, Prediction]]) -> None:
     page = PAGE.read_text()
-    assert len(all_runs) == 31
-    assert len({name for name, _, _ in all_runs}) == 31
+    assert len(all_runs) == 34
+    assert len({name for name, _, _ in all_runs}) == 34
     for run in all_runs:
         assert row(*run) in page
 
@@ -157,5 +160,56 @@ def test_every_command_is_parsed_by_its_verb() -> None:
         for arguments in given:
             own = divided(arguments)[0] if verb == "ensemble" else arguments
             parse(verb, kind, gather(own, "--run"))
+    assert laws("fit")
+    assert laws("efficiency")
+    assert reports()
     used = set(re.findall(r"^megalit (\w+)", PAGE.read_text(), re.MULTILINE))
-    assert used == {*kinds, "fit", "plan"} <= set(VERBS)
+    assert used == {*kinds, "fit", "plan", "scaling", "report"} <= set(VERBS)
+
+
+def laws(action: str) -> list[Any]:
+    """The settings of each of the page's `megalit scaling` with this action."""
+    kind = {"fit": FitCommand, "efficiency": EfficiencyCommand}[action]
+    given = [arguments for name, *arguments in commands("scaling") if name == action]
+    return [
+        parse(f"scaling {action}", kind, gather(gather(own, "--runs", leading=True), "--baseline")) for own in given
+    ]
+
+
+def reports() -> list[ReportCommand]:
+    return [parse("report", ReportCommand, gather(own, "--runs", leading=True)) for own in commands("report")]
+
+
+def test_laws_and_report_are_of_what_the_page_makes(all_runs: list[tuple[str, int, Prediction]]) -> None:
+    swept = [parse("sweep", SweepCommand, arguments).output for arguments in commands("sweep")]
+    made = [*(f"runs/megadocs/{name}" for name, _, _ in all_runs), *swept]
+    read = [name for law in laws("fit") for name in law.runs]
+    read += [name for law in laws("efficiency") for name in [*law.runs, *law.baseline]]
+    read += [name for report in reports() for name in report.runs]
+    for name in read:
+        assert any(folder == name or folder.startswith(f"{name}/") for folder in made), name
+    assert all(report.published for report in reports())
+
+
+def test_laws_over_sizes_are_of_four_models_on_the_same_documents(
+    all_runs: list[tuple[str, int, Prediction]],
+) -> None:
+    plans = {f"runs/megadocs/{name}": plan for name, _, plan in all_runs}
+    over_sizes = [law for law in laws("fit") if "N" in law.axes]
+    assert [(law.law, law.axes) for law in over_sizes] == [("power", ["N"]), ("joint", ["K", "N"])]
+    for law in over_sizes:
+        assert len({plans[name].parameters["total"] for name in law.runs}) == len(law.runs) == 4
+        assert {len(plans[name].plan.streams) for name in law.runs} == {1}
+    # The paper averages logits.
+    assert {law.average for law in laws("fit") if "K" in law.axes} == {"logits"}
+
+
+def test_the_baseline_of_data_efficiency_is_tuned_at_four_amounts() -> None:
+    """An eighth to all of a larger corpus, besides the amount that the judged runs have."""
+    sweeps = [parse("sweep", SweepCommand, arguments) for arguments in commands("sweep")]
+    of_amounts = [sweep for sweep in sweeps if sweep.output.startswith("sweeps/megadocs/amounts/")]
+    plans = [planned(sweep.fit).plan for sweep in of_amounts]
+    eighths = [plan.unique_real_tokens / plans[-1].unique_real_tokens * 8 for plan in plans]
+    assert eighths == pytest.approx([1, 2, 4, 8], rel=1e-3)
+    (law,) = laws("efficiency")
+    assert law.baseline == ["runs/megadocs/real-300m", "sweeps/megadocs/amounts"]

@@ -9,7 +9,9 @@ from made_runs import make_ensemble, make_run
 from report_pages import report
 
 from megalit.scaling.records import read_record
+from megalit.scaling.report import find_runs
 from megalit.scaling.report.setting import stream_label
+from megalit.scaling.report.study import make_study
 
 
 def test_data_efficiency_inverts_the_law_of_the_baseline(tmp_path: Path) -> None:
@@ -93,3 +95,50 @@ def test_a_distilled_run_on_real_documents_is_no_baseline(tmp_path: Path) -> Non
         (distilled / "record.json").write_text(json.dumps(value))
         labels = {stream_label(read_record(folder)) for folder in (plain, distilled)}
         assert labels == {"real only", "real only, distilled"}
+
+
+MASKED = {"cross_document_attention": False}
+FROM_WEIGHTS = {"weights": "runs/other/hf"}
+
+
+def change_model(folder: Path, settings: dict[str, object]) -> None:
+    value = json.loads((folder / "record.json").read_text())
+    value["config"]["model"] |= settings
+    (folder / "record.json").write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("settings", [MASKED, FROM_WEIGHTS])
+def test_masked_runs_and_those_from_other_weights_are_no_baseline_of_the_others(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    """At the full data a real-only run of another kind has a lower loss; line and law are those of its own kind."""
+    for fraction in (0.125, 0.25, 0.5, 1.0):
+        make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + 0.5 / fraction**0.5)
+    make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25)
+    change_model(make_run(tmp_path / "runs" / "other", "real", loss=3.3), settings)
+    page = report(tmp_path)
+    (row,) = page.numbers("Data efficiency: iid")
+    assert row["times the data"] == "4.00×"
+    assert "stitched, G = 4; real documents alone 3.5000" in page.text
+    drawn = page.numbers("Loss against generations: iid")
+    assert [(row["stream"], row["validation loss (nats per token)"]) for row in drawn] == [
+        ("real only", "3.5000"),
+        ("stitched", "3.2500"),
+    ]
+
+
+@pytest.mark.parametrize("settings", [MASKED, FROM_WEIGHTS])
+def test_where_all_runs_are_masked_or_from_the_same_weights_they_have_a_baseline(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    for fraction in (0.125, 0.25, 0.5, 1.0):
+        folder = make_run(tmp_path / "runs" / f"real-{fraction}", "real", 0, 8, fraction, loss=3 + 0.5 / fraction**0.5)
+        change_model(folder, settings)
+    change_model(make_run(tmp_path / "runs" / "stitched", "stitched", 4, loss=3.25), settings)
+    (row,) = report(tmp_path).numbers("Data efficiency: iid")
+    assert row["times the data"] == "4.00×"
+    study, _ = make_study(find_runs([str(tmp_path)]))
+    assert [str(family).partition(", context 1,024")[2] for family in study.compared] in (
+        [", masked"],
+        [", from runs/other/hf"],
+    )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -115,7 +115,7 @@ def _baseline(study: Study, family: Family, suite: str) -> _Baseline | None:
     """The best setting on real documents alone for each amount of them, with this family's model and context."""
     points = []
     for other in study.families:
-        if replace(other, real_tokens=family.real_tokens) == family:
+        if other.kin == family.kin:
             points += [(setting, loss) for setting, loss in study.best(other, suite) if setting.stream == REAL_ONLY]
     if len(points) < 3:
         return None

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -76,6 +76,9 @@ class Family:
         context_length: tokens in a window.
         tokenizer: its fingerprint.
         optimizer: of the weights, without its rates, which are tuned for each setting.
+        masking: whether attention stays inside documents, which changes losses without any data.
+        weights: from which training started; empty, where they were drawn. What they were trained on is no real token
+            of the run's, so only runs from the same weights are worth more or less data than each other.
     """
 
     parameters: int
@@ -83,10 +86,19 @@ class Family:
     context_length: int
     tokenizer: str
     optimizer: str
+    masking: bool = False
+    weights: str = ""
+
+    @property
+    def kin(self) -> "Family":
+        """What a baseline shares with this family: everything but the amount of real data."""
+        return replace(self, real_tokens=0)
 
     def __str__(self) -> str:
         sizes = f"{short(self.parameters)} parameters, {short(self.real_tokens)} real tokens"
         other = "" if self.optimizer == _OPTIMIZER else f", {self.optimizer}"
+        other += ", masked" if self.masking else ""
+        other += f", from {self.weights}" if self.weights else ""
         return f"{sizes}, context {self.context_length:,}{other}"
 
 
@@ -102,14 +114,7 @@ class Setting:
 
     @cached_property
     def family(self) -> Family:
-        plan = self.record.plan
-        return Family(
-            self.record.parameters["total"],
-            self.record.unique_real_tokens,
-            int(plan.get("context_length", 0)),
-            str(plan.get("settings", {}).get("tokenizer", "")),
-            str(flatten(self.record.config).get("model.optimizer.name", _OPTIMIZER)),
-        )
+        return family_of(self.record)
 
     @cached_property
     def stream(self) -> str:
@@ -178,6 +183,26 @@ def bits_of(run: Run, suite: str) -> float | None:
     return bits if bits is not None and math.isfinite(bits) else None
 
 
+def family_of(record: RunRecord) -> Family:
+    """What a run shares with those that it can be compared with."""
+    flat = flatten(record.config)
+    return Family(
+        record.parameters.get("total", 0),
+        record.unique_real_tokens,
+        int(record.plan.get("context_length", 0)),
+        str(record.plan.get("settings", {}).get("tokenizer", "")),
+        str(flat.get("model.optimizer.name", _OPTIMIZER)),
+        flat.get("model.cross_document_attention") is False,
+        str(flat.get("model.weights") or ""),
+    )
+
+
+def differing_in(one: Family, other: Family) -> list[str]:
+    """In words, what two families do not share."""
+    names = [name for name, value in vars(one).items() if vars(other)[name] != value]
+    return [name.replace("_", " ") for name in names]
+
+
 def stream_label(record: RunRecord) -> str:
     """A run's synthetic streams in words."""
     streams = _streams(record)
@@ -185,7 +210,9 @@ def stream_label(record: RunRecord) -> str:
     # What a teacher has taught is worth more than the documents alone, so it is no baseline.
     distilled = ", distilled" if _is_distilled(record) else ""
     if not synthetic:
-        return (REAL_ONLY if streams else " + ".join(record.tokens_seen)) + distilled
+        # A plan may list no streams; then the tokens that were seen have names.
+        is_real = streams or set(record.tokens_seen) == {"real"}
+        return (REAL_ONLY if is_real else " + ".join(record.tokens_seen)) + distilled
     labels = []
     for stream in synthetic:
         label = KINDS.get(stream["kind"], stream["kind"])

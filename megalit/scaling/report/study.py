@@ -2,11 +2,13 @@
 context and optimizer can be held against each other."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megalit.scaling.published import PublishedCurve
+from megalit.scaling.records import RunRecord
+from megalit.scaling.report.measuring import measured_differently
 from megalit.scaling.report.reading import Ensemble, Findings, Run
 from megalit.scaling.report.setting import KINDS, REAL_ONLY, Family, Loss, Setting, loss_of
 
@@ -72,8 +74,8 @@ class Study:
 
 
 def make_study(findings: Findings) -> tuple[Study, list[str]]:
-    """Join seeds. Gives the study, and a line for each run that has no finite loss or whose evaluation does not compare
-    with another's."""
+    """Join seeds. Gives the study, and a line for each run that has no finite loss, and for losses and evaluations that
+    do not compare with the others'."""
     suites: dict[str, None] = {}
     groups: dict[str, list[Run]] = {}
     problems = []
@@ -98,8 +100,14 @@ def make_study(findings: Findings) -> tuple[Study, list[str]]:
     return Study(tuple(settings), tuple(ensembles), findings.unfinished, tuple(suites)), problems
 
 
-def _measured_differently(settings: Iterable[Setting]) -> Iterator[str]:
-    """Suites and benchmarks that were not measured in the same way in all runs of a family."""
+def _measured_differently(settings: Sequence[Setting]) -> Iterator[str]:
+    """Losses that were not measured in the same way in a family and the subsets of its baseline, and suites and
+    benchmarks that were not in all runs of a family."""
+    kin: dict[Family, list[tuple[str, RunRecord]]] = {}
+    for setting in settings:
+        kin.setdefault(setting.family.kin, []).extend((run.name, run.record) for run in setting.runs)
+    for runs in kin.values():
+        yield from measured_differently(runs)
     first: dict[tuple[Family, str], tuple[Run, dict[str, Any]]] = {}
     for setting in settings:
         for run in setting.runs:

@@ -1,0 +1,64 @@
+"""Losses compare where they were measured on the same thing, and it is said where they were not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import make_run
+
+from megalit.scaling.report import find_runs
+from megalit.scaling.report.study import make_study
+
+OTHER_DOCUMENTS = {"plan": {"stores": [{"real": "ab12", "validation": "56ef"}]}}
+SEPARATE = {"plan": {"separate_validation": True}}
+
+
+def limited(batches: float) -> dict[str, Any]:
+    return {"trainer": {"limit_val_batches": batches}}
+
+
+def make_changed(folder: Path, stream: str, fraction: float, changes: dict[str, Any]) -> None:
+    make_run(folder, stream, 0 if stream == "real" else 4, real_fraction=fraction)
+    value = json.loads((folder / "record.json").read_text())
+    value["plan"]["settings"] |= changes.get("plan", {})
+    value["config"]["trainer"] |= changes.get("trainer", {})
+    (folder / "record.json").write_text(json.dumps(value))
+
+
+RUNS = {"a": ("stitched", 1.0), "b": ("real", 1.0), "c": ("real", 0.5), "d": ("real", 0.25)}
+
+
+@pytest.mark.parametrize("odd", ["b", "c"])
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (OTHER_DOCUMENTS, "held-out documents"),
+        (SEPARATE, "separate_validation"),
+        (limited(0.1), "limit_val_batches"),
+        (limited(1), "limit_val_batches"),  # one batch
+    ],
+)
+def test_losses_that_were_measured_on_something_else_are_named(
+    tmp_path: Path, odd: str, changes: dict[str, Any], what: str
+) -> None:
+    """Whether the run is in the family or one of the subsets that its baseline's law is made of."""
+    for name, (stream, fraction) in RUNS.items():
+        make_changed(tmp_path / name, stream, fraction, changes if name == odd else {})
+    _, (problem,) = make_study(find_runs([str(tmp_path)]))
+    assert problem.startswith(f"the losses of {odd} were measured with other {what} than those of d and 2 more, ")
+
+
+@pytest.mark.parametrize("batches", [0, 1.0])  # measured at the end only, and all of them
+def test_a_limit_that_leaves_nothing_out_is_none(tmp_path: Path, batches: float) -> None:
+    for name, (stream, fraction) in RUNS.items():
+        make_changed(tmp_path / name, stream, fraction, limited(batches) if name == "b" else {})
+    _, problems = make_study(find_runs([str(tmp_path)]))
+    assert not problems
+
+
+def test_runs_of_other_models_are_not_compared(tmp_path: Path) -> None:
+    make_changed(tmp_path / "a", "real", 1.0, {})
+    make_changed(tmp_path / "b", "real", 1.0, {"plan": {"tokenizer": "another", **OTHER_DOCUMENTS["plan"]}})
+    _, problems = make_study(find_runs([str(tmp_path)]))
+    assert not problems
