@@ -75,6 +75,7 @@ class ScalingLaw(lightning.Callback):
         latest = self._validation[-1].losses if self._validation else {}
         record = RunRecord(
             status="finished" if finished else "running",
+            measured_whole=finished,
             config=self.config,
             parameters={"total": total, "non_embedding": inner},
             plan=plan.to_json(),

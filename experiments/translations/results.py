@@ -129,12 +129,13 @@ class Results(Mapping[str, Result]):
     def averages(self, name: str) -> dict[str, list[float]] | None:
         """Losses of the averages of the first K members, by kind of average, where that was measured."""
         path = self._average_file(name)
-        record = read_json(path) if path.exists() else {"setup": None}
+        record: dict[str, Any] = read_json(path) if path.exists() else {"setup": None}
         if record["setup"] != self.setup or any(member not in self for member in record["members"]):
             return None
         # Where a member was trained again since, these are averages of other weights.
+        averages: dict[str, list[float]] = record["averages"]
         first = self[record["members"][0]].loss
-        return record["averages"] if abs(record["averages"]["probabilities"][0] - first) < SAME_LOSS else None
+        return averages if abs(averages["probabilities"][0] - first) < SAME_LOSS else None
 
     def add_long(self, run: Run, output: Path) -> None:
         """Keep a run's losses of long documents at each context length."""

@@ -182,8 +182,8 @@ def _of_the_same_model(baseline: Ledger, judged: dict[str, RunRecord]) -> Ledger
     return Ledger(kept, baseline.problems)
 
 
-def _say_measured_differently(runs: dict[str, RunRecord]) -> None:
-    for line in measured_differently(runs.items()):
+def _say_measured_differently(runs: dict[str, RunRecord], curves: bool = False) -> None:
+    for line in measured_differently(runs.items(), curves):
         console.print(line, soft_wrap=True)
 
 
@@ -201,7 +201,7 @@ def _of_curves(settings: EfficiencyCommand) -> dict[str, Any]:
         raise UserError(f"baseline: --method same_loss compares with one run, and {len(baselines)} are named: name one")
     ((name, (_, baseline)),) = baselines.items()
     curves = _curves(settings.runs, settings.loss)
-    _say_measured_differently({origin: record for origin, (record, _) in {**curves, **baselines}.items()})
+    _say_measured_differently({origin: record for origin, (record, _) in {**curves, **baselines}.items()}, curves=True)
     runs: dict[str, Any] = {}
     for origin, (_, curve) in curves.items():
         loss = lowest_shared_loss(curve, baseline) if settings.at_loss is None else settings.at_loss

@@ -41,6 +41,8 @@ class RunRecord:
         synthetic_share: true share of synthetic tokens in the run.
         flops: floating-point operations of training so far.
         losses: the last value of each validation suite: nats per token and bits per byte.
+        measured_whole: whether ``losses`` are of whole suites whatever ``trainer.limit_val_batches`` says, as those of
+            a finished run are; records of before it was so lack it.
         ensemble: by suite, the loss of the average of this model with K - 1 members, for K = 1 … n, where it has an
             :class:`~megalit.callbacks.Ensemble`.
         training_curve, validation_curve: losses over the run.
@@ -62,6 +64,7 @@ class RunRecord:
     wall_seconds: float
     environment: dict[str, Any]
     seeds: dict[str, int]
+    measured_whole: bool = False
     ensemble: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
     training_curve: list[CurvePoint] = field(default_factory=list)

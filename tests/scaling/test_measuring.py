@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from made_runs import make_run
 
+from megalit.scaling.records import read_record
 from megalit.scaling.report import find_runs
+from megalit.scaling.report.measuring import measured_differently
 from megalit.scaling.report.study import make_study
 
 OTHER_DOCUMENTS = {"plan": {"stores": [{"real": "ab12", "validation": "56ef"}]}}
@@ -55,6 +57,18 @@ def test_a_limit_that_leaves_nothing_out_is_none(tmp_path: Path, batches: float)
         make_changed(tmp_path / name, stream, fraction, limited(batches) if name == "b" else {})
     _, problems = make_study(find_runs([str(tmp_path)]))
     assert not problems
+
+
+def test_a_limit_of_validations_during_training_is_one_of_curves(tmp_path: Path) -> None:
+    for name, (stream, fraction) in RUNS.items():
+        make_changed(tmp_path / name, stream, fraction, limited(0.1) if name == "b" else {})
+        value = json.loads((tmp_path / name / "record.json").read_text())
+        (tmp_path / name / "record.json").write_text(json.dumps(value | {"measured_whole": True}))
+    _, problems = make_study(find_runs([str(tmp_path)]))
+    assert not problems
+    records = {name: read_record(tmp_path / name) for name in RUNS}
+    (line,) = measured_differently(records.items(), curves=True)
+    assert line.startswith("the losses of b were measured with other limit_val_batches")
 
 
 def test_runs_of_other_models_are_not_compared(tmp_path: Path) -> None:

@@ -8,16 +8,17 @@ from megalit.scaling.ledger import number_of
 from megalit.scaling.records import RunRecord
 
 
-def measured_differently(runs: Iterable[tuple[str, RunRecord]]) -> Iterator[str]:
+def measured_differently(runs: Iterable[tuple[str, RunRecord]], curves: bool = False) -> Iterator[str]:
     """A line for each way of measuring that is not that of most runs.
 
     Args:
         runs: name and record of each run that is compared; those without a loss are no matter.
+        curves: what is compared are validations during training, not the final losses.
     """
     names: dict[str, list[str]] = {}
     for name, record in runs:
         if number_of(record, "loss") is not None:
-            names.setdefault(json.dumps(_measurement(record)), []).append(name)
+            names.setdefault(json.dumps(_measurement(record, curves)), []).append(name)
     if len(names) < 2:
         return
     usual = max(names, key=lambda way: len(names[way]))
@@ -32,12 +33,12 @@ def measured_differently(runs: Iterable[tuple[str, RunRecord]]) -> Iterator[str]
             )
 
 
-def _measurement(record: RunRecord) -> dict[str, Any]:
+def _measurement(record: RunRecord, curves: bool) -> dict[str, Any]:
     settings = record.plan.get("settings", {})
     stores = settings.get("stores") or [{}]
     limit = record.config.get("trainer", {}).get("limit_val_batches")
     # None and 1.0 are all batches, 1 is one. At 0 only the end is measured, and that whole.
-    whole = limit in (None, 0) or (isinstance(limit, float) and limit == 1)
+    whole = limit in (None, 0) or (isinstance(limit, float) and limit == 1) or (record.measured_whole and not curves)
     return {
         # The held-out documents are those of the first stores.
         "held-out documents": stores[0].get("validation"),
