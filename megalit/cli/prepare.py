@@ -123,14 +123,21 @@ def _open_or_build_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
     _refuse_foreign(folder)
     with Step(f"reading documents from {', '.join(settings.inputs)}") as shown:
         corpus = build_corpus(settings, folder, lambda count: shown.update(count, "documents"))
-    counts = corpus.manifest["documents"]
-    removed = corpus.manifest["duplicates_removed"]
+    manifest = corpus.manifest
+    counts = manifest["documents"]
     console.print(
         f"corpus: {counts[TRAIN]:,} training and {counts[VALIDATION]:,} validation documents, "
-        f"{corpus.manifest['generations']:,} generations, {corpus.manifest['thoughts']:,} thoughts, "
-        f"{removed:,} exact duplicates removed"
+        f"{manifest['generations']:,} generations, {manifest['thoughts']:,} thoughts, "
+        f"{manifest['duplicates_removed']:,} exact duplicates removed{_lost_with_duplicates(manifest)}"
     )
     return corpus
+
+
+def _lost_with_duplicates(manifest: dict[str, Any]) -> str:
+    lost = [f"{manifest[f'{name}_removed']:,} {name}" for name in ("generations", "thoughts")]
+    if not (manifest["generations_removed"] or manifest["thoughts_removed"]):
+        return ""
+    return f" with {' and '.join(lost)} (to keep them, put all that belongs to a document into the lists of one row)"
 
 
 def _ensure_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path) -> None:

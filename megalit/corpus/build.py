@@ -128,7 +128,7 @@ def _check(settings: CorpusSettings) -> None:
 def _write_tables(settings: CorpusSettings, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
     splits = {TRAIN: 0, VALIDATION: 0}
     characters = {TRAIN: 0, VALIDATION: 0}
-    duplicates = 0
+    duplicates = {"duplicates_removed": 0, "generations_removed": 0, "thoughts_removed": 0}
     contents: set[str] = set()
     with ExitStack() as stack:
         documents, generations, thoughts = (
@@ -143,7 +143,10 @@ def _write_tables(settings: CorpusSettings, folder: Path, progress: Callable[[in
             progress(number)
             content_hash = document.content_hash
             if content_hash in contents:
-                duplicates += 1
+                # With what belongs to it: merged, the order of a document's generations would hang on that of the rows.
+                duplicates["duplicates_removed"] += 1
+                duplicates["generations_removed"] += len(document.generations)
+                duplicates["thoughts_removed"] += len(document.thoughts)
                 continue
             contents.add(content_hash)
             split = validation_split(_group(settings, document.id), settings.validation_fraction)
@@ -176,7 +179,7 @@ def _write_tables(settings: CorpusSettings, folder: Path, progress: Callable[[in
         if not rows:
             (folder / f"{name}.parquet").unlink()
     _check_splits(settings, splits)
-    return {"documents": splits, "characters": characters, "duplicates_removed": duplicates, **counts}
+    return {"documents": splits, "characters": characters, **duplicates, **counts}
 
 
 def _check_splits(settings: CorpusSettings, splits: dict[str, int]) -> None:
