@@ -101,6 +101,24 @@ def test_inputs_that_share_ids_are_refused_or_prefixed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("prefix_ids", "remedy"), [(True, "rename a file$"), (False, "rename a file and set prefix_ids$")]
+)
+def test_a_prefix_does_not_tell_inputs_of_one_name_apart(prefix_ids: bool, remedy: str, tmp_path: Path) -> None:
+    for seed, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "docs.jsonl", make_rows(10, seed=seed))
+    inputs = [str(tmp_path / folder / "docs.jsonl") for folder in "ab"]
+    with pytest.raises(UserError, match=f"a/docs.jsonl and .*b/docs.jsonl have one name, {remedy}"):
+        build_corpus(CorpusSettings(inputs, 0.3, prefix_ids=prefix_ids), tmp_path / "c")
+
+
+def test_a_prefix_is_not_advised_where_it_is_set(tmp_path: Path) -> None:
+    row = {"id": "a", "text": "x"}
+    with pytest.raises(UserError, match="make ids unique$"):
+        build(tmp_path, [row, row], prefix_ids=True)
+
+
+@pytest.mark.parametrize(
     ("documents", "settings", "message"),
     [
         (0, {}, "the corpus is empty"),
