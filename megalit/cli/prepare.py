@@ -159,7 +159,7 @@ def generation_set(folder: Path) -> dict[str, Any]:
     """What a folder of generations says of itself, as settings of a :class:`GenerationSet`.
 
     Raises:
-        UserError: nothing finished there.
+        UserError: nothing finished there, or something else.
     """
     path = folder / "manifest.json"
     if not path.exists():
@@ -168,13 +168,18 @@ def generation_set(folder: Path) -> dict[str, Any]:
             "and a --config (configs/generate/ has examples)"
         )
     manifest = read_json(path)
+    table = folder / "generations.parquet"
+    # Corpora and stores have manifests of the same name.
+    if not isinstance(manifest, dict) or not {"recipe", "kind"} <= manifest.keys() or not table.exists():
+        raise UserError(
+            f"{folder} holds no generations but something else: name a folder that `megalit generate` wrote"
+        )
     if manifest.get("format", 0) > FORMAT:
         raise UserError(f"{folder} was written by a newer megalit: upgrade megalit")
     changing = {key: manifest[key] for key in ("settings", "identities") if key in manifest}
     made = {key: manifest.get(key) for key in ("recipe", "version", "model")}
     if manifest["recipe"] == "token_noise" and "model" not in manifest:  # made by the preparation itself
         made, changing = {"recipe": manifest["settings"]}, {}
-    table = folder / "generations.parquet"
     return {"name": folder.name, "kind": manifest["kind"], "path": table, "origin": {**made, **changing}}
 
 
