@@ -73,8 +73,12 @@ class RunFolder:
         busy = f"another process trains in {self.path}: wait for it, or choose another --run"
         return lock(self.path, busy=busy, patience=patience)
 
-    def check(self, config: dict[str, Any]) -> None:
+    def check(self, config: dict[str, Any], instead: str = "--overwrite true") -> None:
         """Refuse a folder that holds another run.
+
+        Args:
+            config: of the run that is asked for.
+            instead: what makes room for it, besides another folder.
 
         Raises:
             UserError: the folder holds a run with another configuration, or something else.
@@ -89,18 +93,16 @@ class RunFolder:
             if strangers:
                 raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
         else:
-            self._compare(saved, config)
+            self._compare(saved, config, instead)
 
-    def _compare(self, saved: Path, config: dict[str, Any]) -> None:
+    def _compare(self, saved: Path, config: dict[str, Any], instead: str) -> None:
         held = yaml.safe_load(saved.read_text())
         if config["data"]["init_args"]["ignore_plan"]:
             # The user asks to go on with other data.
             held = {**held, "data": config["data"], "prepare": config["prepare"]}
         difference = first_difference(held, config, "")
         if difference:
-            raise UserError(
-                f"{self.path} holds a run with another {difference}: choose another --run, or --overwrite true"
-            )
+            raise UserError(f"{self.path} holds a run with another {difference}: choose another --run, or {instead}")
 
     def check_measured(self, config: dict[str, Any]) -> None:
         """Refuse to measure this folder's run in another way than it was validated in training.
