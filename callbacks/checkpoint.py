@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,17 @@ class Checkpoint(callbacks.Checkpoint):
         """The newest checkpoint of a run, or None. Whatever has its final name is complete."""
         return newest_checkpoint(run)
 
+    @staticmethod
+    def clear(run: Path) -> None:
+        """Remove a run's checkpoints, what the writing of one has left, and their folder if nothing else is in it."""
+        folder = Checkpoint.folder(run)
+        for checkpoint in folder.glob("step-*.ckpt"):
+            _remove(checkpoint)
+        for abandoned in folder.glob(".step-*.ckpt.*"):
+            _delete(abandoned)
+        with suppress(OSError):
+            folder.rmdir()
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
             for abandoned in self.folder(Path(trainer.default_root_dir)).glob(".step-*.ckpt.*"):
@@ -226,7 +238,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()

@@ -1,7 +1,6 @@
 """A run's folder: what is in it, and whether a command may continue it."""
 
-import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import yaml
 from megalit.callbacks import Checkpoint
 from megalit.errors import UserError
 from megalit.evaluation.results import FILE as EVALUATION
-from megalit.evaluation.results import FILES_OF_CHECKPOINTS
+from megalit.evaluation.results import file_of_checkpoint
 from megalit.files import lock, visible, write_atomic
 from megalit.scaling.records import FILE as RECORD
 from megalit.scaling.records import RunRecord, read_record
@@ -19,6 +18,13 @@ from megalit.scaling.records import RunRecord, read_record
 CONFIG = "config.yaml"
 LOSS_CURVE = "loss.png"
 METRICS = "metrics"
+
+# What a saved configuration has. Configurations of other programs, too, are often called config.yaml.
+_SECTIONS = {"model", "data", "trainer", "prepare", "run"}
+
+# What a run writes besides its configuration and checkpoints, and a folder of its metrics.
+_RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path("step-*.ckpt")))
+_LOGGED = ("metrics.csv", "hparams.yaml", "events.out.tfevents.*")
 
 # Settings that change neither the order of the data nor the result of a step, so that a run may be
 # continued with other ones.
@@ -73,12 +79,13 @@ class RunFolder:
         busy = f"another process trains in {self.path}: wait for it, or choose another --run"
         return lock(self.path, busy=busy, patience=patience)
 
-    def check(self, config: dict[str, Any], instead: str = "--overwrite true") -> None:
-        """Refuse a folder that holds another run.
+    def check(self, config: dict[str, Any], instead: str = "--overwrite true", overwrite: bool = False) -> None:
+        """Refuse a folder that holds another run, or no run but something else.
 
         Args:
             config: of the run that is asked for.
             instead: what makes room for it, besides another folder.
+            overwrite: whether another run may be there, because it is to be replaced.
 
         Raises:
             UserError: the folder holds a run with another configuration, or something else.
@@ -92,11 +99,27 @@ class RunFolder:
         if not saved.exists():
             if strangers:
                 raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
-        else:
-            self._compare(saved, config, instead)
+            return
+        held = self._held()
+        if not overwrite:
+            self._compare(held, config, instead)
 
-    def _compare(self, saved: Path, config: dict[str, Any], instead: str) -> None:
-        held = yaml.safe_load(saved.read_text())
+    def _held(self) -> dict[str, Any]:
+        """The configuration that this folder is for.
+
+        Raises:
+            UserError: it is not of a run.
+        """
+        saved = self.path / CONFIG
+        try:
+            held = yaml.safe_load(saved.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            held = None
+        if not isinstance(held, dict) or not held.keys() >= _SECTIONS:
+            raise UserError(f"{saved} is not the configuration of a run that `megalit fit` saved: choose another --run")
+        return held
+
+    def _compare(self, held: dict[str, Any], config: dict[str, Any], instead: str) -> None:
         if config["data"]["init_args"]["ignore_plan"]:
             # The user asks to go on with other data.
             held = {**held, "data": config["data"], "prepare": config["prepare"]}
@@ -114,7 +137,7 @@ class RunFolder:
         """
         if not (self.path / CONFIG).exists():
             return
-        held = yaml.safe_load((self.path / CONFIG).read_text())
+        held = self._held()
         for section, name in _MEASURED:
             known, asked = (values[section].get("init_args", values[section]) for values in (held, config))
             if section == "data" and asked["ignore_plan"]:
@@ -150,14 +173,28 @@ class RunFolder:
         return Checkpoint.newest(self.path)
 
     def clear(self) -> None:
-        """Remove what a run wrote, and nothing else."""
-        for name in (RECORD, LOSS_CURVE, EVALUATION, CONFIG):
-            (self.path / name).unlink(missing_ok=True)
-        for file in self.path.glob(FILES_OF_CHECKPOINTS):
-            file.unlink()
-        for folder in (Checkpoint.folder(self.path), self.path / METRICS):
-            if folder.exists():
-                shutil.rmtree(folder)
+        """Remove what a run wrote, and nothing else; its configuration stays, by which the folder is known."""
+        for name in _RESULTS:
+            for pattern in (name, f".{name}.*.tmp"):  # and what was being written when a process was killed
+                for file in self.path.glob(pattern):
+                    file.unlink()
+        for folder in (self.path / METRICS).glob("version_*"):
+            for pattern in _LOGGED:
+                for file in folder.glob(pattern):
+                    file.unlink()
+            _remove_if_empty(folder)
+        _remove_if_empty(self.path / METRICS)
+        Checkpoint.clear(self.path)
+
+    def replace(self, config: dict[str, Any]) -> None:
+        """Begin a run with this configuration in the place of the one that is there."""
+        self.clear()
+        self.write(config)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 class Adoption(lightning.Callback):

@@ -227,8 +227,7 @@ class TrainingCLI(LightningCLI):
 
     def _fit(self, config: Any, run: RunFolder) -> None:
         overwrite = config.overwrite and not _is_requeued()
-        if not overwrite:
-            run.check(self.plain_config)
+        run.check(self.plain_config, overwrite=overwrite)
         if run.finished is not None and not overwrite:
             console.print(f"the run in {run.path} is finished:")
             console.print(result_table(run.finished))
@@ -247,7 +246,7 @@ class TrainingCLI(LightningCLI):
                 callback.check(self.model, plan)
         if overwrite and self.trainer.is_global_zero:
             # Not before the new run is known to be possible.
-            run.clear()
+            run.replace(self.plain_config)
         run.start(self.plain_config)
         if self.trainer.is_global_zero:
             console.print(plan_table(plan))
