@@ -19,6 +19,9 @@ CONFIG = "config.yaml"
 LOSS_CURVE = "loss.png"
 METRICS = "metrics"
 
+# Says that a run was begun by a command with --overwrite, which from then on goes on with it.
+_MARK = ".overwritten"
+
 # What a saved configuration has. Configurations of other programs, too, are often called config.yaml.
 _SECTIONS = {"model", "data", "trainer", "prepare", "run"}
 
@@ -174,8 +177,10 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else; its configuration stays, by which the folder is known."""
+        # First, so that nobody takes the rest, in whatever state it is left, for a run to go on with.
+        (self.path / _MARK).unlink(missing_ok=True)
         for name in _RESULTS:
-            for pattern in (name, f".{name}.*.tmp"):  # and what was being written when a process was killed
+            for pattern in (name, f".{name}.*.tmp"):  # and what was being written when a run was killed
                 for file in self.path.glob(pattern):
                     file.unlink()
         for folder in (self.path / METRICS).glob("version_*"):
@@ -190,6 +195,17 @@ class RunFolder:
         """Begin a run with this configuration in the place of the one that is there."""
         self.clear()
         self.write(config)
+        write_atomic(self.path / _MARK, lambda file: file.write(b"the same command continues\n"))
+
+    def is_replaced(self, config: dict[str, Any]) -> bool:
+        """Whether a command that overwrites has begun a run with this configuration here, and not finished it.
+
+        Then it goes on like any other: started again by a loop or a scheduler, it would else lose all that it has done.
+        """
+        if not (self.path / CONFIG).exists() or self.finished is not None:
+            return False
+        # The mark comes last, as it is what goes first where another rank is clearing.
+        return first_difference(self._held(), config, "") is None and (self.path / _MARK).exists()
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -143,6 +143,7 @@ def test_what_lies_among_the_files_of_a_run_stays_when_it_is_replaced(run: Run, 
 
 def test_clearing_leaves_no_empty_folder_and_the_configuration(run: Run, small: Path, tmp_path: Path) -> None:
     assert run("fit", "--config", small) == 0
+    (tmp_path / "run" / ".record.json.half.tmp").write_text("{")
     RunFolder(tmp_path / "run").clear()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
