@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,17 @@ class Checkpoint(callbacks.Checkpoint):
     def newest(run: Path) -> Path | None:
         """The newest checkpoint of a run, or None. Whatever has its final name is complete."""
         return newest_checkpoint(run)
+
+    @staticmethod
+    def clear(run: Path) -> None:
+        """Remove a run's checkpoints, what the writing of one has left, and their folder if nothing else is in it."""
+        folder = Checkpoint.folder(run)
+        for checkpoint in folder.glob("step-*.ckpt"):
+            _remove(checkpoint)
+        for abandoned in folder.glob(".step-*.ckpt.*"):
+            _delete(abandoned)
+        with suppress(OSError):
+            folder.rmdir()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Have all ranks agree on where they go on, before any of them reads it.
@@ -247,7 +259,7 @@ def _remove(checkpoint: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()

@@ -23,7 +23,8 @@ class Progress(ProgressBar):
     def __init__(self, line_seconds: float = 10.0) -> None:
         super().__init__()
         self.line_seconds = line_seconds
-        self._console = Console(stderr=True)
+        # The names of streams are the user's, and no markup.
+        self._console = Console(stderr=True, markup=False, emoji=False)
         self._bar: Bar | None = None
         self._enabled = True
         self._loss: float | None = None
@@ -44,7 +45,7 @@ class Progress(ProgressBar):
                 TextColumn("training"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"),
+                TextColumn("{task.fields[status]}", markup=False),
                 console=self._console,
             )
             self._task = self._bar.add_task("", total=trainer.num_training_batches, status="", completed=0)

@@ -4,14 +4,16 @@ import os
 import time
 
 from rich.console import Console
+from rich.text import Text
 
 
 def make_console(stderr: bool = False, quiet: bool = False) -> Console:
     """A console that folds and cuts nothing in a file or a pipe, where a line is found by what stands in it.
 
-    COLUMNS tells another width.
+    COLUMNS tells another width. What is said comes from paths, errors and names of the user's, so nothing in it is
+    markup: `[/home]` would be an error, and `[a, b]` would vanish.
     """
-    made = Console(stderr=stderr, highlight=False, quiet=quiet)
+    made = Console(stderr=stderr, highlight=False, quiet=quiet, markup=False, emoji=False)
     if not made.is_terminal and not made.is_jupyter and not os.environ.get("COLUMNS"):
         made.width = 1000
     return made
@@ -32,7 +34,7 @@ class Step:
         self._title = title
         self._unit, self._base = "", 0
         self._began = self._printed = time.monotonic()
-        self._status = console.status(title) if console.is_terminal else None
+        self._status = console.status(Text(title)) if console.is_terminal else None
 
     def update(self, count: int, unit: str) -> None:
         """Say how far the work is."""
@@ -53,7 +55,7 @@ class Step:
         self._printed = time.monotonic()
         text = f"{self._title}: {text}"
         if self._status:
-            self._status.update(text)
+            self._status.update(Text(text))  # a string would be read as markup here, whatever the console is told
         else:
             console.print(text)
 

@@ -12,8 +12,9 @@ from megalit.corpus.tables import Corpus
 
 CORPUS_HELP = """
 Each row of an input has 'id' and 'text' and may have
-  generations: a list of {style, text}: synthetic versions of the document
+  generations: a list of {style, text}: all synthetic versions of the document
   thoughts: a list of {offset, text}: rationales, each with the character offset where it belongs
+A row with the text of an earlier one is removed, with its generations and thoughts.
 """
 
 

@@ -16,7 +16,7 @@ import torch
 from megalit.callbacks import SelfDistillation
 from megalit.cli.commands import gather, parse
 from megalit.cli.console import Step, console
-from megalit.cli.fit_config import fit_config
+from megalit.cli.fit_config import ParsedFit, fit_config, parse_fit
 from megalit.cli.models import TrainedModel, named_device, open_model
 from megalit.cli.run_folder import RunFolder
 from megalit.cli.suites import Cutting, suite_store
@@ -91,7 +91,11 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             refuse_unfinished(run, Path(run))
         measure([Path(run) for run in command.runs], command, Path(command.output))
         return
-    config = fit_config(of_fit)
+    fit = parse_fit(ParsedFit, of_fit)
+    if fit.config.overwrite:
+        # Members that are there are what an ensemble goes on with, at each start.
+        raise UserError("overwrite is not for ensembles: choose another --run, or remove the members to be made anew")
+    config = fit.plain_config
     STOP.install(config["preemption"]["signals"])  # which members handle, too
     folder = Path(config["run"])
     members = [folder / f"member-{number}" for number in range(command.members)]
@@ -156,7 +160,7 @@ def _train(
         }
         flags.append(f"--trainer.callbacks+={json.dumps(callback)}")
     run = RunFolder(members[number])
-    run.check(fit_config([*of_fit, *flags]))
+    run.check(fit_config([*of_fit, *flags]), instead="remove that folder")
     if run.finished is not None:
         console.print(f"member {number}: the run in {run.path} is finished")
         return

@@ -16,7 +16,7 @@ class WithoutTrainer(TrainingCLI):
         return None
 
 
-class _ParsedFit(TrainingCLI):
+class ParsedFit(TrainingCLI):
     """Parses what ``fit`` parses, and makes nothing of it."""
 
     def instantiate_classes(self) -> None:
@@ -39,4 +39,4 @@ def parse_fit(kind: type[CLI], arguments: Sequence[str]) -> CLI:
 
 def fit_config(arguments: Sequence[str]) -> dict[str, Any]:
     """What ``megalit fit`` would save as the run's configuration (raises as :func:`parse_fit`)."""
-    return parse_fit(_ParsedFit, arguments).plain_config
+    return parse_fit(ParsedFit, arguments).plain_config

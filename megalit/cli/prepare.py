@@ -123,14 +123,21 @@ def _open_or_build_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
     _refuse_foreign(folder)
     with Step(f"reading documents from {', '.join(settings.inputs)}") as shown:
         corpus = build_corpus(settings, folder, lambda count: shown.update(count, "documents"))
-    counts = corpus.manifest["documents"]
-    removed = corpus.manifest["duplicates_removed"]
+    manifest = corpus.manifest
+    counts = manifest["documents"]
     console.print(
         f"corpus: {counts[TRAIN]:,} training and {counts[VALIDATION]:,} validation documents, "
-        f"{corpus.manifest['generations']:,} generations, {corpus.manifest['thoughts']:,} thoughts, "
-        f"{removed:,} exact duplicates removed"
+        f"{manifest['generations']:,} generations, {manifest['thoughts']:,} thoughts, "
+        f"{manifest['duplicates_removed']:,} exact duplicates removed{_lost_with_duplicates(manifest)}"
     )
     return corpus
+
+
+def _lost_with_duplicates(manifest: dict[str, Any]) -> str:
+    lost = [f"{manifest[f'{name}_removed']:,} {name}" for name in ("generations", "thoughts")]
+    if not (manifest["generations_removed"] or manifest["thoughts_removed"]):
+        return ""
+    return f" with {' and '.join(lost)} (to keep them, put all that belongs to a document into the lists of one row)"
 
 
 def _ensure_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path) -> None:
@@ -152,7 +159,7 @@ def generation_set(folder: Path) -> dict[str, Any]:
     """What a folder of generations says of itself, as settings of a :class:`GenerationSet`.
 
     Raises:
-        UserError: nothing finished there.
+        UserError: nothing finished there, or something else.
     """
     path = folder / "manifest.json"
     if not path.exists():
@@ -161,13 +168,18 @@ def generation_set(folder: Path) -> dict[str, Any]:
             "and a --config (configs/generate/ has examples)"
         )
     manifest = read_json(path)
+    table = folder / "generations.parquet"
+    # Corpora and stores have manifests of the same name.
+    if not isinstance(manifest, dict) or not {"recipe", "kind"} <= manifest.keys() or not table.exists():
+        raise UserError(
+            f"{folder} holds no generations but something else: name a folder that `megalit generate` wrote"
+        )
     if manifest.get("format", 0) > FORMAT:
         raise UserError(f"{folder} was written by a newer megalit: upgrade megalit")
     changing = {key: manifest[key] for key in ("settings", "identities") if key in manifest}
     made = {key: manifest.get(key) for key in ("recipe", "version", "model")}
     if manifest["recipe"] == "token_noise" and "model" not in manifest:  # made by the preparation itself
         made, changing = {"recipe": manifest["settings"]}, {}
-    table = folder / "generations.parquet"
     return {"name": folder.name, "kind": manifest["kind"], "path": table, "origin": {**made, **changing}}
 
 

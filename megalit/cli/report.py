@@ -44,5 +44,5 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         findings = find_runs(command.runs)
         problems = write_report(findings, output, command.published)
     for problem in problems:
-        console.print(f"not used, or not fully: {problem}", markup=False, soft_wrap=True)
+        console.print(f"not used, or not fully: {problem}", soft_wrap=True)
     print(output / PAGE)

@@ -1,7 +1,6 @@
 """A run's folder: what is in it, and whether a command may continue it."""
 
-import shutil
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import yaml
 from megalit.callbacks import Checkpoint
 from megalit.errors import UserError
 from megalit.evaluation.results import FILE as EVALUATION
-from megalit.evaluation.results import FILES_OF_CHECKPOINTS
+from megalit.evaluation.results import file_of_checkpoint
 from megalit.files import lock, visible, write_atomic
 from megalit.scaling.records import FILE as RECORD
 from megalit.scaling.records import RunRecord, read_record
@@ -19,6 +18,16 @@ from megalit.scaling.records import RunRecord, read_record
 CONFIG = "config.yaml"
 LOSS_CURVE = "loss.png"
 METRICS = "metrics"
+
+# Says that a run was begun by a command with --overwrite, which from then on goes on with it.
+_MARK = ".overwritten"
+
+# What a saved configuration has. Configurations of other programs, too, are often called config.yaml.
+_SECTIONS = {"model", "data", "trainer", "prepare", "run"}
+
+# What a run writes besides its configuration and checkpoints, and a folder of its metrics.
+_RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path("step-*.ckpt")))
+_LOGGED = ("metrics.csv", "hparams.yaml", "events.out.tfevents.*")
 
 # Settings that change neither the order of the data nor the result of a step, so that a run may be
 # continued with other ones.
@@ -73,8 +82,13 @@ class RunFolder:
         busy = f"another process trains in {self.path}: wait for it, or choose another --run"
         return lock(self.path, busy=busy, patience=patience)
 
-    def check(self, config: dict[str, Any]) -> None:
-        """Refuse a folder that holds another run.
+    def check(self, config: dict[str, Any], instead: str = "--overwrite true", overwrite: bool = False) -> None:
+        """Refuse a folder that holds another run, or no run but something else.
+
+        Args:
+            config: of the run that is asked for.
+            instead: what makes room for it, besides another folder.
+            overwrite: whether another run may be there, because it is to be replaced.
 
         Raises:
             UserError: the folder holds a run with another configuration, or something else.
@@ -88,19 +102,33 @@ class RunFolder:
         if not saved.exists():
             if strangers:
                 raise UserError(f"{self.path} is not empty and holds no run ({strangers[0]}): choose another --run")
-        else:
-            self._compare(saved, config)
+            return
+        held = self._held()
+        if not overwrite:
+            self._compare(held, config, instead)
 
-    def _compare(self, saved: Path, config: dict[str, Any]) -> None:
-        held = yaml.safe_load(saved.read_text())
+    def _held(self) -> dict[str, Any]:
+        """The configuration that this folder is for.
+
+        Raises:
+            UserError: it is not of a run.
+        """
+        saved = self.path / CONFIG
+        try:
+            held = yaml.safe_load(saved.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            held = None
+        if not isinstance(held, dict) or not held.keys() >= _SECTIONS:
+            raise UserError(f"{saved} is not the configuration of a run that `megalit fit` saved: choose another --run")
+        return held
+
+    def _compare(self, held: dict[str, Any], config: dict[str, Any], instead: str) -> None:
         if config["data"]["init_args"]["ignore_plan"]:
             # The user asks to go on with other data.
             held = {**held, "data": config["data"], "prepare": config["prepare"]}
         difference = first_difference(held, config, "")
         if difference:
-            raise UserError(
-                f"{self.path} holds a run with another {difference}: choose another --run, or --overwrite true"
-            )
+            raise UserError(f"{self.path} holds a run with another {difference}: choose another --run, or {instead}")
 
     def check_measured(self, config: dict[str, Any]) -> None:
         """Refuse to measure this folder's run in another way than it was validated in training.
@@ -112,7 +140,7 @@ class RunFolder:
         """
         if not (self.path / CONFIG).exists():
             return
-        held = yaml.safe_load((self.path / CONFIG).read_text())
+        held = self._held()
         for section, name in _MEASURED:
             known, asked = (values[section].get("init_args", values[section]) for values in (held, config))
             if section == "data" and asked["ignore_plan"]:
@@ -148,14 +176,41 @@ class RunFolder:
         return Checkpoint.newest(self.path)
 
     def clear(self) -> None:
-        """Remove what a run wrote, and nothing else."""
-        for name in (RECORD, LOSS_CURVE, EVALUATION, CONFIG):
-            (self.path / name).unlink(missing_ok=True)
-        for file in self.path.glob(FILES_OF_CHECKPOINTS):
-            file.unlink()
-        for folder in (Checkpoint.folder(self.path), self.path / METRICS):
-            if folder.exists():
-                shutil.rmtree(folder)
+        """Remove what a run wrote, and nothing else; its configuration stays, by which the folder is known."""
+        # First, so that nobody takes the rest, in whatever state it is left, for a run to go on with.
+        (self.path / _MARK).unlink(missing_ok=True)
+        for name in _RESULTS:
+            for pattern in (name, f".{name}.*.tmp"):  # and what was being written when a run was killed
+                for file in self.path.glob(pattern):
+                    file.unlink()
+        for folder in (self.path / METRICS).glob("version_*"):
+            for pattern in _LOGGED:
+                for file in folder.glob(pattern):
+                    file.unlink()
+            _remove_if_empty(folder)
+        _remove_if_empty(self.path / METRICS)
+        Checkpoint.clear(self.path)
+
+    def replace(self, config: dict[str, Any]) -> None:
+        """Begin a run with this configuration in the place of the one that is there."""
+        self.clear()
+        self.write(config)
+        write_atomic(self.path / _MARK, lambda file: file.write(b"the same command continues\n"))
+
+    def is_replaced(self, config: dict[str, Any]) -> bool:
+        """Whether a command that overwrites has begun a run with this configuration here, and not finished it.
+
+        Then it goes on like any other: started again by a loop or a scheduler, it would else lose all that it has done.
+        """
+        if not (self.path / CONFIG).exists() or self.finished is not None:
+            return False
+        # The mark comes last, as it is what goes first where another rank is clearing.
+        return first_difference(self._held(), config, "") is None and (self.path / _MARK).exists()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 class Adoption(lightning.Callback):

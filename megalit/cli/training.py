@@ -58,6 +58,8 @@ _Kind = TypeVar("_Kind")
 # How long a job that SLURM has started again waits for the lock of its run.
 _LOCK_SECONDS = 180
 
+_OVERWRITE = "Replace the run that is in the folder; the same command continues the new one until it is finished."
+
 # How configurations are parsed, for every verb that takes those of ``fit``.
 PARSING: dict[str, Any] = {
     "subclass_mode_data": True,
@@ -162,7 +164,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, default="runs/default", help="Folder of this run.")
-        parser.add_argument("--overwrite", type=bool, default=False, help="Replace the run that is in the folder.")
+        parser.add_argument("--overwrite", type=bool, default=False, help=_OVERWRITE)
         parser.add_class_arguments(PrepareSettings, "prepare")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(Preemption, "preemption")
@@ -228,9 +230,8 @@ class TrainingCLI(LightningCLI):
             self._fit(config, run)
 
     def _fit(self, config: Any, run: RunFolder) -> None:
-        overwrite = config.overwrite and not _is_requeued()
-        if not overwrite:
-            run.check(self.plain_config)
+        overwrite = config.overwrite and not _is_requeued() and not run.is_replaced(self.plain_config)
+        run.check(self.plain_config, overwrite=overwrite)
         if run.finished is not None and not overwrite:
             console.print(f"the run in {run.path} is finished:")
             console.print(result_table(run.finished))
@@ -249,7 +250,7 @@ class TrainingCLI(LightningCLI):
                 callback.check(self.model, plan)
         if overwrite and self.trainer.is_global_zero:
             # Not before the new run is known to be possible.
-            run.clear()
+            run.replace(self.plain_config)
         run.start(self.plain_config)
         if self.trainer.is_global_zero:
             console.print(plan_table(plan))

@@ -10,7 +10,7 @@ from typing import Any
 
 from megalit.corpus import tables
 from megalit.corpus.documents import Document
-from megalit.corpus.readers import read, text_files
+from megalit.corpus.readers import read, source_name, text_files
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus, TableWriter
 from megalit.errors import UserError
 from megalit.files import file_digest, fingerprint, new_folder, write_json
@@ -128,7 +128,7 @@ def _check(settings: CorpusSettings) -> None:
 def _write_tables(settings: CorpusSettings, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
     splits = {TRAIN: 0, VALIDATION: 0}
     characters = {TRAIN: 0, VALIDATION: 0}
-    duplicates = 0
+    duplicates = {"duplicates_removed": 0, "generations_removed": 0, "thoughts_removed": 0}
     contents: set[str] = set()
     with ExitStack() as stack:
         documents, generations, thoughts = (
@@ -143,7 +143,10 @@ def _write_tables(settings: CorpusSettings, folder: Path, progress: Callable[[in
             progress(number)
             content_hash = document.content_hash
             if content_hash in contents:
-                duplicates += 1
+                # With what belongs to it: merged, the order of a document's generations would hang on that of the rows.
+                duplicates["duplicates_removed"] += 1
+                duplicates["generations_removed"] += len(document.generations)
+                duplicates["thoughts_removed"] += len(document.thoughts)
                 continue
             contents.add(content_hash)
             split = validation_split(_group(settings, document.id), settings.validation_fraction)
@@ -176,7 +179,7 @@ def _write_tables(settings: CorpusSettings, folder: Path, progress: Callable[[in
         if not rows:
             (folder / f"{name}.parquet").unlink()
     _check_splits(settings, splits)
-    return {"documents": splits, "characters": characters, "duplicates_removed": duplicates, **counts}
+    return {"documents": splits, "characters": characters, **duplicates, **counts}
 
 
 def _check_splits(settings: CorpusSettings, splits: dict[str, int]) -> None:
@@ -200,11 +203,21 @@ def _unique_ids(settings: CorpusSettings) -> Iterator[Document]:
                 document = Document(**{**vars(document), "id": f"{document.source}/{document.id}"})
             if document.id in places:
                 raise UserError(
-                    f"{document.place} repeats the id '{document.id}' of {places[document.id]}: "
-                    "make ids unique, or set prefix_ids where inputs share ids"
+                    f"{document.place} repeats the id '{document.id}' of {places[document.id]}: make ids unique"
+                    + _other_remedy(settings, document.source)
                 )
             places[document.id] = document.place
             yield document
+
+
+def _other_remedy(settings: CorpusSettings, name: str) -> str:
+    """What may help besides unique ids, where the repeated one stands in an input of that name."""
+    namesakes = [source for source in settings.inputs if source_name(source) == name]
+    if len(namesakes) > 1:
+        # A prefix is the name of the input, so it tells them apart no better.
+        prefix = "" if settings.prefix_ids else " and set prefix_ids"
+        return f", or, as the inputs {' and '.join(namesakes)} have one name, rename a file{prefix}"
+    return "" if settings.prefix_ids else ", or set prefix_ids where inputs share ids"
 
 
 def _group(settings: CorpusSettings, identifier: str) -> str:

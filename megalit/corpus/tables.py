@@ -97,6 +97,9 @@ class Corpus:
         if not path.exists():
             raise UserError(f"{folder} holds no finished corpus: build it with `megalit corpus --output {folder}`")
         self.manifest: dict[str, Any] = read_json(path)
+        # Stores and generations have manifests of the same name.
+        if not isinstance(self.manifest, dict) or self.manifest.get("kind") != "corpus":
+            raise UserError(f"{folder} holds no corpus but something else: name a folder that `megalit corpus` wrote")
         if self.manifest.get("format", 0) > FORMAT:
             raise UserError(f"{folder} was written by a newer megalit: upgrade megalit or build the corpus again")
 

@@ -183,6 +183,31 @@ def test_stores_of_another_tokenizer_are_not_mixed_in(
     assert "was not made by megalit" in refused("tokenize", "--corpus", "c", "--output", "stores")
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--corpus", "s/real"], "s/real holds no corpus but something else: name a folder that `megalit corpus`"),
+        (["--corpus", "noise"], "noise holds no corpus but something else"),
+        (["--corpus", "c", "--generations", "[c]"], "c holds no generations but something else: name a folder that"),
+        (["--corpus", "c", "--generations", "[s/generations]"], "s/generations holds no generations but"),
+    ],
+)
+def test_folders_that_are_mixed_up(flags: list[str], message: str, made: Path, refused: Refused) -> None:
+    assert message in refused("tokenize", *flags, "--output", "other")
+    assert not [path for path in made.glob("other*/**/*") if path.suffix != ".lock"], "not even a tokenizer"
+
+
+@pytest.fixture
+def made(run: Run, tmp_path: Path) -> Path:
+    """A folder with a corpus, generations and stores."""
+    write_jsonl(tmp_path / "d.jsonl", make_rows(20, seed=3))
+    assert run("corpus", "--inputs", "[d.jsonl]", "--validation_fraction", "0.3", "--output", "c") == 0
+    noise = ["--recipe", "TokenNoise", "--engine", "Scripted", "--cleaning.copy_threshold", "null"]
+    assert run("generate", *noise, "--generations", "1", "--corpus", "c", "--output", "noise") == 0
+    assert run("tokenize", "--corpus", "c", "--generations", "[noise]", "--output", "s") == 0
+    return tmp_path
+
+
 @pytest.mark.parametrize("name", ["absent/tokenizer", "./absent"])
 def test_a_tokenizer_that_is_not_there(
     name: str, run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

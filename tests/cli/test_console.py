@@ -1,4 +1,4 @@
-"""What the verbs say in a file or a pipe is neither folded nor cut."""
+"""What the verbs say is said to the letter, and in a file or a pipe neither folded nor cut."""
 
 import io
 import sys
@@ -6,7 +6,8 @@ import sys
 import pytest
 from rich.table import Table
 
-from megalit.cli.console import make_console
+from megalit.cli import console as consoles
+from megalit.cli.console import Step, make_console
 
 NAME = "runs/" + "a_long_name_" * 20
 
@@ -34,3 +35,37 @@ def test_a_width_that_is_told_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = printed(io.StringIO(), monkeypatch)
     assert max(map(len, lines)) <= 60
     assert not any(NAME in line for line in lines)
+
+
+SAID = [
+    "RuntimeError: [/__w/pytorch/pair.cc:553] Connection closed",
+    "runs/[ab]/x is one of [a, b], in [bold] and :warning:",
+]
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_nothing_that_is_said_is_markup(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    table = Table(title=f"title {said}", title_justify="left")
+    table.add_column(f"column {said}")
+    table.add_row(f"cell {said}")
+    console = make_console()
+    console.print(f"line {said}")
+    console.print(table)
+    for place in ("line", "title", "column", "cell"):
+        assert f"{place} {said}" in stream.getvalue()
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_the_live_line_of_a_terminal_shows_it_too(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(consoles, "console", make_console(stderr=True))
+    with Step(said) as step:
+        step.say(f"more {said}")
+    assert said in stream.getvalue()
+    assert f"more {said}" in stream.getvalue()

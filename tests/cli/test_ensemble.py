@@ -77,7 +77,9 @@ def test_a_chain_distils_each_member_from_the_one_before(
     assert callbacks[1][0]["init_args"]["teachers"] == ["chain/member-0"]
     # Another setting is another member.
     assert run("ensemble", *flags, "--chain_weight", 0.9) == 2
-    assert "chain/member-1 holds a run with another trainer.callbacks" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "chain/member-1 holds a run with another trainer.callbacks" in said
+    assert said.endswith("choose another --run, or remove that folder\n")
 
 
 def test_snapshots_of_one_run_are_members(run: Run, small: Path, tmp_path: Path) -> None:
@@ -142,6 +144,7 @@ def test_an_ensemble_that_is_told_to_stop_saves_its_member_and_goes_on(run: Run,
         (["--batch", 0], "batch is 0"),
         (["--device", "abacus"], "device abacus cannot be used here"),
         (["--suites", "{}"], "no suite is named"),
+        (["--overwrite", "true"], "overwrite is not for ensembles: choose another --run, or remove the members"),
     ],
 )
 def test_what_would_be_found_out_after_training_is_said_before(
@@ -150,6 +153,17 @@ def test_what_would_be_found_out_after_training_is_said_before(
     assert run("ensemble", "--config", small, "--run", "never", *flags) == 2
     assert message in capsys.readouterr().err
     assert not Path("never").exists()
+
+
+def test_an_ensemble_replaces_no_member(
+    run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", small, "--run", "two/member-0") == 0
+    before = sorted((tmp_path / "two").rglob("*"))
+    small.write_text(small.read_text() + "overwrite: true\n")
+    assert run("ensemble", "--members", 1, "--config", small, "--run", "two", "--model.learning_rate", 0.5) == 2
+    assert "overwrite is not for ensembles" in capsys.readouterr().err
+    assert sorted((tmp_path / "two").rglob("*")) == before
 
 
 @pytest.mark.parametrize(("ends", "code"), [(0, 0), (-signal.SIGTERM, 2)])

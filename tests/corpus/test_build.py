@@ -13,6 +13,7 @@ from data_sets import make_rows, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megalit.cli.prepare import ensure_corpus
 from megalit.corpus.build import CorpusSettings, build_corpus, input_now, input_state, validation_split
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.errors import UserError
@@ -65,6 +66,27 @@ def test_exact_duplicates_go_with_all_that_belongs_to_them(tmp_path: Path) -> No
         assert names
 
 
+def test_what_goes_with_exact_duplicates_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One row for each generation, as many data sets have it, keeps one generation of each document."""
+    rows = [
+        {"id": f"{n}-{g}", "text": f"text {n}", "generations": [{"style": "s", "text": f"version {g} of {n}"}]}
+        for n in range(40)
+        for g in range(4)
+    ]
+    settings = CorpusSettings([str(write_jsonl(tmp_path / "d.jsonl", rows))], 0.3)
+    manifest = ensure_corpus(settings, tmp_path / "corpus").manifest
+    assert (manifest["duplicates_removed"], manifest["generations"]) == (120, 40)
+    assert (manifest["generations_removed"], manifest["thoughts_removed"]) == (120, 0)
+    said = capsys.readouterr().err
+    assert "120 exact duplicates removed with 120 generations and 0 thoughts (to keep them, put all" in said
+
+
+def test_duplicates_that_nothing_belongs_to_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": str(n), "text": f"text {n % 40}"} for n in range(60)]
+    ensure_corpus(CorpusSettings([str(write_jsonl(tmp_path / "d.jsonl", rows))], 0.3), tmp_path / "corpus")
+    assert capsys.readouterr().err.endswith("20 exact duplicates removed\n")
+
+
 def test_inputs_that_share_ids_are_refused_or_prefixed(tmp_path: Path) -> None:
     first = write_jsonl(tmp_path / "a.jsonl", make_rows(10, seed=1))
     second = write_jsonl(tmp_path / "b.jsonl", make_rows(10, seed=2))
@@ -76,6 +98,24 @@ def test_inputs_that_share_ids_are_refused_or_prefixed(tmp_path: Path) -> None:
     rows = [row for side in (TRAIN, VALIDATION) for row in prefixed.rows("documents", side)]
     assert {row["id"] for row in rows} == {f"{source}/document-{n}" for source in "ab" for n in range(10)}
     assert {row["source"] for row in rows} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("prefix_ids", "remedy"), [(True, "rename a file$"), (False, "rename a file and set prefix_ids$")]
+)
+def test_a_prefix_does_not_tell_inputs_of_one_name_apart(prefix_ids: bool, remedy: str, tmp_path: Path) -> None:
+    for seed, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        write_jsonl(tmp_path / folder / "docs.jsonl", make_rows(10, seed=seed))
+    inputs = [str(tmp_path / folder / "docs.jsonl") for folder in "ab"]
+    with pytest.raises(UserError, match=f"a/docs.jsonl and .*b/docs.jsonl have one name, {remedy}"):
+        build_corpus(CorpusSettings(inputs, 0.3, prefix_ids=prefix_ids), tmp_path / "c")
+
+
+def test_a_prefix_is_not_advised_where_it_is_set(tmp_path: Path) -> None:
+    row = {"id": "a", "text": "x"}
+    with pytest.raises(UserError, match="make ids unique$"):
+        build(tmp_path, [row, row], prefix_ids=True)
 
 
 @pytest.mark.parametrize(
