@@ -31,6 +31,7 @@ from megalit.scaling.ensembles import FILE
 from megalit.scaling.fitting import fit_power_law
 from megalit.scaling.records import refuse_unfinished
 from megalit.streams.loading import SuiteWindows
+from megalit.tuning.trials import seed_flags
 
 # How often a member's process is looked at.
 _WATCH_SECONDS = 0.5
@@ -139,8 +140,7 @@ def _train(
 ) -> None:
     """Train a member, or go on with it; a finished one says so."""
     seed = int(config["seed_everything"]) + number
-    flags = ["--run", str(members[number]), "--seed_everything", str(seed)]
-    flags += [f"--model.seed={seed}", f"--data.init_args.seed={seed}"]
+    flags = ["--run", str(members[number]), *seed_flags(seed)]
     if command.chain is not None and number:
         teachers = members[number - 1 : number] if command.chain == "previous" else members[:number]
         unfinished = next((teacher for teacher in teachers if RunFolder(teacher).finished is None), None)

@@ -56,7 +56,8 @@ class SweepCommand:
         search: `convex` goes to a point that beats its neighbours on every axis; `grid` runs all points; `random`
             draws them without repeats; or a sampler of Optuna, by class path.
         suite: validation suite whose final loss is made small.
-        seeds: each point is run with each of these; more may be added later. The base configuration's if not given.
+        seeds: each point is run with each of these as model and data seed; more may be added later. The base
+            configuration's if not given.
         start: values to start from; the base configuration's where they are on the grid, else the grid's middle.
         trials: points to try, at most.
         extend: grow the grid past an edge on which the best point lies.
@@ -100,8 +101,9 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     sampler = _sampler(command, space)
     base = _base_settings(command, space)
     seeds = _seeds(command, base)
+    base_seed = seeds[0] if command.seeds is None else None
     study = SharedStudy(folder, command.dead_after_seconds)
-    _check_trials(study, command.fit)
+    _check_trials(study, command.fit, base_seed)
     study.describe(
         sweep={
             "search": command.search if isinstance(command.search, str) else type(command.search).__name__,
@@ -119,7 +121,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     console.print(
         f"{folder}: {f'continuing after {done} trials' if done else 'a new sweep'}; {command.workers} at a time"
     )
-    _work(command, sampler, folder)
+    _work(command, sampler, folder, base_seed)
     certificate = _show(study.results, folder)
     if not certificate.is_settled and any(study.results.count(status) for status in ("failed", "diverged")):
         raise UserError(f"the sweep ends without a certificate: {certificate.reason}")
@@ -170,7 +172,7 @@ def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
     return fit_config(command.fit)
 
 
-def _check_trials(study: SharedStudy, fit: Sequence[str]) -> None:
+def _check_trials(study: SharedStudy, fit: Sequence[str], base_seed: int | None) -> None:
     """Refuse to go on with trials of another base: a file that ``fit`` names may have changed since they were run."""
     if not study.study.trials:
         return
@@ -179,7 +181,8 @@ def _check_trials(study: SharedStudy, fit: Sequence[str]) -> None:
         run = study.folder / "runs" / run_name(unit, results.space)
         if (run / CONFIG).exists():
             held = yaml.safe_load((run / CONFIG).read_text())
-            difference = first_difference(held, fit_config([*fit, *trial_flags(unit, results.space, run)]), "")
+            asked = fit_config([*fit, *trial_flags(unit, results.space, run, base_seed)])
+            difference = first_difference(held, asked, "")
             if difference:
                 raise UserError(
                     f"{study.folder} holds trials with another {difference}: give `fit` what it was, or choose another "
@@ -208,9 +211,9 @@ def _seeds(command: SweepCommand, base: dict[str, Any]) -> list[int]:
 # The work -------------------------------------------------------------------------------------------------
 
 
-def _work(command: SweepCommand, sampler: BaseSampler, folder: Path) -> None:
+def _work(command: SweepCommand, sampler: BaseSampler, folder: Path, base_seed: int | None) -> None:
     """Run this machine's workers until the search is over."""
-    runner = FitRunner(command.fit, folder, command.suite, command.workers, _gpus())
+    runner = FitRunner(command.fit, folder, command.suite, command.workers, _gpus(), base_seed)
     stop = threading.Event()
 
     def worker(slot: int) -> None:

@@ -15,9 +15,12 @@ from running import Run, start
 
 from megalit.callbacks import Checkpoint
 from megalit.cli import sweep
+from megalit.cli.fit_config import fit_config
 from megalit.scaling.records import read_record
+from megalit.tuning.results import Unit
 from megalit.tuning.space import Space
 from megalit.tuning.study import SharedStudy
+from megalit.tuning.trials import FitRunner
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -184,6 +187,30 @@ def test_a_sweep_over_a_setting_of_a_callback_goes_on(run: Run, small: Path, tmp
     assert run("sweep", "--config", asked) == 0
     assert run("sweep", "--config", asked, "--trials", "2") == 0
     assert certificate(tmp_path)["trials"]["done"] == 2
+
+
+def seeds_of_a_trial(fit: list[str], seed: int, space: dict[str, Any], **settings: Any) -> tuple[int, int]:
+    """Model and data seed of the first point's trial."""
+    held = Space.parse(space)
+    unit = Unit(held.start({}), seed)
+    _, _, _, _, *arguments = FitRunner(fit, Path("sweep"), **settings).command(unit, held, Path("trial"))
+    found = fit_config(arguments)
+    return found["model"]["seed"], found["data"]["init_args"]["seed"]
+
+
+def test_a_trials_seed_is_that_of_model_and_data_whatever_the_base_states(small: Path, tmp_path: Path) -> None:
+    """The saved configuration of a run states all seeds: without more, three trials would be one."""
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(yaml.safe_dump(fit_config(["--config", str(small)])))
+    of_a_class = ["--data=RealStream", "--data.stores=x", "--model.shape=nano"]
+    space = {"model.weight_decay": [0.1]}
+    for fit in (["--config", str(saved)], ["--config", str(small)], of_a_class):
+        assert [seeds_of_a_trial(fit, seed, space) for seed in (0, 1, 2)] == [(0, 0), (1, 1), (2, 2)]
+    # An axis may be a seed itself; and a sweep that names no seeds keeps a base's own, that are set apart.
+    assert seeds_of_a_trial(["--config", str(saved)], 1, {"data.seed": [7]}) == (1, 7)
+    apart = ["--config", str(saved), "--model.seed=3", "--data.seed=7"]
+    assert seeds_of_a_trial(apart, 0, space, base_seed=0) == (3, 7)
+    assert seeds_of_a_trial(apart, 1, space, base_seed=0) == (1, 1)
 
 
 def test_a_base_that_cannot_run_ends_with_its_own_error(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
