@@ -23,25 +23,26 @@ class Traits:
         results: the setting that names its folder of results, where that folder may hold more than the results.
         each: what tells a task of an array its part of the work.
         saves_itself: it handles the signal before the time limit; others are asked to end with SIGTERM.
-        continues: it goes on where it was stopped; one that begins anew would meet its time limit again and again.
+        continues: it goes on inside what it was stopped in; one that begins anew would meet its time limit again and
+            again.
     """
 
     results: str | None = None
     each: str | None = None
     saves_itself: bool = False
-    continues: bool = True
+    continues: bool = False
 
 
+# What is not named here keeps nothing of a stopped job, or, as `evaluate`, no more than whole suites, and those not for an
+# average or where it overwrites.
 TRAITS = {
-    "fit": Traits("run", saves_itself=True),
+    "fit": Traits("run", saves_itself=True, continues=True),
     "validate": Traits("run"),
     "test": Traits("run"),
-    "prepare": Traits("run", continues=False),
-    "corpus": Traits(continues=False),
-    "tokenize": Traits(continues=False),
-    "generate": Traits("output", "--shard {index}/{count}"),
-    "ensemble": Traits("run", "--only {index}", saves_itself=True),
-    "sweep": Traits("output", ""),
+    "prepare": Traits("run"),
+    "generate": Traits("output", "--shard {index}/{count}", continues=True),
+    "ensemble": Traits("run", "--only {index}", saves_itself=True, continues=True),
+    "sweep": Traits("output", "", continues=True),
 }
 
 HELP = """

@@ -7,6 +7,9 @@ import pytest
 import yaml
 from running import Run
 
+from megalit.cli import VERBS, slurm
+from megalit.launch import SlurmSettings, Submission
+
 GENERATE = """
 corpus: corpus
 output: out
@@ -31,6 +34,21 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def options(script: Path) -> list[str]:
     lines = script.read_text().splitlines()
     return [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+
+
+def test_only_what_goes_on_where_it_was_comes_back_at_its_time_limit(tmp_path: Path) -> None:
+    """What begins anew would be requeued at its time limit for ever."""
+    scripts = {
+        verb: slurm._script(Submission(tmp_path), verb, SlurmSettings(), None, None, ()).render()
+        for verb in VERBS
+        if verb != "slurm"
+    }
+    going_on = {"fit", "generate", "ensemble", "sweep"}
+    assert set(slurm.TRAITS) <= set(scripts)
+    for mark in ("#SBATCH --signal=", "Reason=TimeLimit"):
+        assert {verb for verb, script in scripts.items() if mark in script} == going_on
+    # A node that fails or a preemption sends every job back.
+    assert all("#SBATCH --requeue\n" in script for script in scripts.values())
 
 
 def test_a_process_is_started_on_each_gpu_wherever_they_are_asked_for(
