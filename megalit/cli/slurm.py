@@ -33,8 +33,8 @@ class Traits:
     continues: bool = False
 
 
-# What is not named here keeps nothing of a stopped job, or, as `evaluate`, no more than whole suites, and those not for an
-# average or where it overwrites.
+# What is not named here keeps nothing of a stopped job, or, as `evaluate`, no more than whole suites, and those not for
+# an average or where it overwrites.
 TRAITS = {
     "fit": Traits("run", saves_itself=True, continues=True),
     "validate": Traits("run"),

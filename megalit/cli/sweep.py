@@ -93,9 +93,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     command = parse(verb, SweepCommand, arguments, HELP)
     folder = Path(command.output)
     if command.status:
-        if not SharedStudy.exists(folder):
-            raise UserError(f"{folder} holds no sweep: start one with `megalit sweep --output {folder}`")
-        _show(SharedStudy(folder).results, folder)
+        _show(SharedStudy(folder, create=False).results, folder)
         return
     space = Space.parse(command.space)
     sampler = _sampler(command, space)

@@ -189,6 +189,15 @@ def test_a_sweep_over_a_setting_of_a_callback_goes_on(run: Run, small: Path, tmp
     assert certificate(tmp_path)["trials"]["done"] == 2
 
 
+def test_a_sweep_that_was_killed_before_it_began_is_told_of_in_one_line(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SharedStudy(tmp_path / "begun")
+    assert run("sweep", "--output", "begun", "--status") == 2
+    said = capsys.readouterr().err
+    assert said == "megalit: error: begun holds a sweep that was stopped before it began: give its command again\n"
+
+
 def seeds_of_a_trial(fit: list[str], seed: int, space: dict[str, Any], **settings: Any) -> tuple[int, int]:
     """Model and data seed of the first point's trial."""
     held = Space.parse(space)
