@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from rich.table import Table
 
 from megalit.cli.commands import parse
 from megalit.cli.console import console
-from megalit.cli.fit_config import fit_config
+from megalit.cli.fit_config import WithoutTrainer, fit_config, parse_fit
 from megalit.cli.run_folder import CONFIG, first_difference
 from megalit.errors import UserError
 from megalit.tuning.certificate import Certificate, certify
@@ -25,7 +26,7 @@ from megalit.tuning.pictures import FILE as PICTURE
 from megalit.tuning.pictures import draw_sweep
 from megalit.tuning.results import Results, Unit
 from megalit.tuning.samplers import ConvexSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
-from megalit.tuning.space import Space, Value
+from megalit.tuning.space import Point, Space, Value
 from megalit.tuning.study import SharedStudy
 from megalit.tuning.trials import FitRunner, Outcome, flags, run_name, trial_flags
 from megalit.tuning.worker import Worker
@@ -37,7 +38,8 @@ space: for each setting (dotted key of `megalit fit`) one of
   {float: [1e-4, 1e-1], log: true}             a range (with random search, or a sampler of Optuna's)
   {int: [1, 64], log: true}
 --extend adds a value past an edge of the grid on which the best point lies: a geometric or an arithmetic step, by the
-grid's own spacing there (1, 3, 10 is followed by 30; 0.1, 0.2, 0.3 by 0.4), until the point lies inside.
+grid's own spacing there (1, 3, 10 is followed by 30; 0.1, 0.2, 0.3 by 0.4), until the point lies inside or `fit`
+takes no more.
 Any number of the same command may work at a time, on any nodes that share the output folder: each is a worker.
 `optuna-dashboard OUTPUT/study.journal` shows the study.
 """
@@ -170,6 +172,15 @@ def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
     return fit_config(command.fit)
 
 
+def _can_run(command: SweepCommand, keys: Sequence[str], point: Point) -> bool:
+    """Whether ``fit`` takes a point's values, which may lie beyond the grid that was asked for."""
+    try:
+        parse_fit(WithoutTrainer, [*command.fit, *flags(keys, point)])
+    except UserError:
+        return False
+    return True
+
+
 def _check_trials(study: SharedStudy, fit: Sequence[str], base_seed: int | None) -> None:
     """Refuse to go on with trials of another base: a file that ``fit`` names may have changed since they were run."""
     if not study.study.trials:
@@ -216,6 +227,7 @@ def _work(command: SweepCommand, sampler: BaseSampler, folder: Path, base_seed: 
 
     def worker(slot: int) -> None:
         study = SharedStudy(folder, command.dead_after_seconds)
+        can_run = partial(_can_run, command, study.results.space.keys)
 
         def started(unit: Unit) -> None:
             console.print(f"running    {run_name(unit, study.results.space)}", soft_wrap=True)
@@ -224,7 +236,7 @@ def _work(command: SweepCommand, sampler: BaseSampler, folder: Path, base_seed: 
             said = f"{outcome.loss:.4f}" if outcome.loss is not None else outcome.error
             console.print(f"{outcome.status:<10} {run_name(unit, study.results.space)}: {said}", soft_wrap=True)
 
-        Worker(study, sampler, runner, command.trials, command.extend, slot, started, ended).run(stop)
+        Worker(study, sampler, runner, command.trials, command.extend, can_run, slot, started, ended).run(stop)
 
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
     with ThreadPoolExecutor(command.workers) as pool:

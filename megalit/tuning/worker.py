@@ -13,6 +13,7 @@ from optuna.trial import Trial
 from megalit.tuning.certificate import certify, growing_edges
 from megalit.tuning.results import Results, Unit
 from megalit.tuning.samplers import FixedSampler, GridSampler
+from megalit.tuning.space import Point
 from megalit.tuning.study import SharedStudy
 from megalit.tuning.trials import Outcome, Runner
 
@@ -40,6 +41,7 @@ class Worker:
         runner: runs them.
         trials: points to try, at most; None for as many as the search needs.
         extend: grow the grid where the search ends at its edge.
+        can_run: whether a point is legal at all; the grid does not grow to one that is not.
         slot: which share of the machine this worker's trials get.
         on_start, on_end: told of each trial.
     """
@@ -49,6 +51,7 @@ class Worker:
     runner: Runner
     trials: int | None = None
     extend: bool = False
+    can_run: Callable[[Point], bool] = lambda point: True
     slot: int = 0
     on_start: Callable[[Unit], None] = lambda unit: None
     on_end: Callable[[Unit, Outcome], None] = lambda unit, outcome: None
@@ -111,12 +114,17 @@ class Worker:
         return [unit for unit in wanted if unit.point in results.points]
 
     def _grow(self, results: Results) -> bool:
-        """Grow the grid past each edge on which its best point lies."""
-        space = results.space
-        if not certify(results).is_settled or not growing_edges(results):
+        """Grow the grid past each edge on which its best point lies, where there is something to run beyond."""
+        space, centre = results.space, results.centre
+        if centre is None or not certify(results).is_settled:
             return False
         for axis, side in growing_edges(results):
-            space = space.grown(axis, side) or space
+            larger = space.grown(axis, side)
+            beyond = larger.neighbour(centre, axis, side) if larger is not None else None
+            if larger is not None and beyond is not None and self.can_run(beyond):
+                space = larger
+        if space == results.space:
+            return False
         self.study.grow(space)
         return True
 

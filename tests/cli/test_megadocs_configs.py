@@ -22,6 +22,7 @@ from megalit.cli.sweep import SweepCommand
 from megalit.cli.training import PARSING
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams import StreamDataModule
+from megalit.tuning.space import Space
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reproducing_megadocs.md"
@@ -135,7 +136,8 @@ def test_the_ends_of_every_sweep_can_be_planned(path: Path) -> None:
     sweep: dict[str, Any] = yaml.safe_load(path.read_text())
     steps = []
     for end in (0, -1):
-        flags = [flag for key, grid in sweep["space"].items() for flag in (f"--{key}", str(grid[end]))]
+        axes = Space.parse(sweep["space"]).axes
+        flags = [flag for axis in axes for flag in (f"--{axis.key}", str(axis.values[end]))]
         steps.append(planned([*sweep["fit"], *flags]).plan.steps)
     assert (steps[0] < steps[1]) == ("data.real_epochs" in sweep["space"])
 

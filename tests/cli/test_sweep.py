@@ -20,7 +20,7 @@ from megalit.scaling.records import read_record
 from megalit.tuning.results import Unit
 from megalit.tuning.space import Space
 from megalit.tuning.study import SharedStudy
-from megalit.tuning.trials import FitRunner
+from megalit.tuning.trials import FitRunner, Outcome
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -220,6 +220,25 @@ def test_a_trials_seed_is_that_of_model_and_data_whatever_the_base_states(small:
     apart = ["--config", str(saved), "--model.seed=3", "--data.seed=7"]
     assert seeds_of_a_trial(apart, 0, space, base_seed=0) == (3, 7)
     assert seeds_of_a_trial(apart, 1, space, base_seed=0) == (1, 1)
+
+
+def test_a_grid_of_fractions_ends_where_fit_takes_no_more(
+    run: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.5, 0.75, 0.9 would be followed by 1.05."""
+
+    def trial(runner: FitRunner, unit: Unit, *_: object) -> Outcome:
+        fraction = float(unit.point[0])
+        return (
+            Outcome("done", 2 - fraction, 1) if fraction <= 1 else Outcome("failed", error="choose a value in [0, 1]")
+        )
+
+    monkeypatch.setattr(FitRunner, "__call__", trial)
+    space = {"data.synthetic_fraction": [0.5, 0.75, 0.9]}
+    assert run("sweep", "--config", config(tmp_path, small, space=space, start={}), "--extend") == 0
+    found = certificate(tmp_path)
+    assert found["certified"]
+    assert found["edges"] == [["data.synthetic_fraction", "high"]]
 
 
 def test_a_base_that_cannot_run_ends_with_its_own_error(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
