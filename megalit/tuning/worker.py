@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
@@ -88,10 +89,14 @@ class Worker:
         with self.study.asking() as lease:
             self.study.release_dead()
             results = self.study.results
-            if isinstance(self.sampler, GridSampler):
-                task = self._from_grid(self.sampler, results)
-            else:
-                task = self._from_sampler(results)
+            try:
+                if isinstance(self.sampler, GridSampler):
+                    task = self._from_grid(self.sampler, results)
+                else:
+                    task = self._from_sampler(results)
+            except UpdateFinishedTrialError:
+                # It slept before it could claim, and another worker, that broke the lock, took it for dead.
+                return "wait"
             if isinstance(task, Task) and lease.is_over:
                 self.study.give_up(task.trial.number, "its worker slept while it asked")
                 return "wait"

@@ -138,6 +138,28 @@ def test_a_worker_that_dies_while_it_asks_leaves_no_claim(tmp_path: Path) -> Non
     assert results.claims[0].status == "abandoned"
 
 
+@pytest.mark.parametrize("sampler", [ConvexSampler(), optuna.samplers.RandomSampler()])
+def test_a_worker_whose_lock_was_broken_before_it_claimed_asks_again(
+    sampler: optuna.samplers.BaseSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(tmp_path, LINE, by_number=isinstance(sampler, ConvexSampler))
+    claim, slept = study.claim, []
+
+    def sleeps_once(trial: optuna.Trial, seed: int) -> None:
+        if not slept:
+            slept.append(trial.number)
+            SharedStudy(tmp_path).release_dead()  # by a worker that holds the lock now
+        claim(trial, seed)
+
+    monkeypatch.setattr(study, "claim", sleeps_once)
+    toy = Toy(lambda unit: abs(unit.point[0] - 3))  # type: ignore[operator]
+    results = sweep(study, toy, sampler)
+    assert slept == [0]
+    assert results.claims[0].status == "abandoned"
+    assert certify(results).certified
+    assert set(toy.asked.values()) == {1}
+
+
 def test_a_worker_that_fails_gives_its_point_back(tmp_path: Path) -> None:
     study = open_study(tmp_path, LINE)
 
