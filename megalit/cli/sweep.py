@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler
 from rich.table import Table
 
 from megalit.cli.commands import parse
@@ -25,7 +25,7 @@ from megalit.tuning.certificate import Certificate, certify
 from megalit.tuning.pictures import FILE as PICTURE
 from megalit.tuning.pictures import draw_sweep
 from megalit.tuning.results import Results, Unit
-from megalit.tuning.samplers import ConvexSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
+from megalit.tuning.samplers import ConvexSampler, DrawnSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
 from megalit.tuning.space import Point, Space, Value
 from megalit.tuning.study import SharedStudy
 from megalit.tuning.trials import FitRunner, Outcome, flags, run_name, trial_flags
@@ -98,8 +98,8 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         _show(SharedStudy(folder, create=False).results, folder)
         return
     space = Space.parse(command.space)
-    sampler = _sampler(command, space)
     base = _base_settings(command, space)
+    sampler = _sampler(command, space, int(base["seed_everything"]))
     seeds = _seeds(command, base)
     base_seed = seeds[0] if command.seeds is None else None
     study = SharedStudy(folder, command.dead_after_seconds)
@@ -130,7 +130,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
 # What is asked for ----------------------------------------------------------------------------------------
 
 
-def _sampler(command: SweepCommand, space: Space) -> BaseSampler:
+def _sampler(command: SweepCommand, space: Space, seed: int = 0) -> BaseSampler:
     for name, number in (("workers", command.workers), ("trials", command.trials)):
         if number is not None and number < 1:
             raise UserError(f"{name} is {number}: it is at least 1")
@@ -144,9 +144,9 @@ def _sampler(command: SweepCommand, space: Space) -> BaseSampler:
             raise UserError(f"space.{key} is a range, so the search has no end: give trials")
     if isinstance(command.search, BaseSampler):
         return command.search
-    if command.search == "random" and not space.is_grid:
-        return RandomSampler()
-    return {"convex": ConvexSampler, "grid": ExhaustiveSampler, "random": ShuffledSampler}[command.search]()
+    if command.search == "random":
+        return ShuffledSampler(seed) if space.is_grid else DrawnSampler(seed)
+    return ConvexSampler() if command.search == "convex" else ExhaustiveSampler()
 
 
 def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:

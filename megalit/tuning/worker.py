@@ -1,6 +1,5 @@
 """A worker: asks the shared study what to run, runs it, tells what came out, until the search is over."""
 
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
+from megalit.files import fingerprint
 from megalit.tuning.certificate import certify, growing_edges
 from megalit.tuning.results import Results, Unit
 from megalit.tuning.samplers import FixedSampler, GridSampler
@@ -157,7 +157,7 @@ class Worker:
         if not results.space.is_grid:
             return None
         free = [point for point in product(*(axis.values for axis in results.space.axes)) if point not in known]
-        point = random.choice(free)
+        point = min(free, key=lambda point: fingerprint([results.seeds[0], *point]))
         return self._ask(FixedSampler(point, by_number=False), Unit(point, results.seeds[0]))
 
     def _ask(self, sampler: BaseSampler, unit: Unit | None) -> Task:

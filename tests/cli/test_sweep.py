@@ -263,3 +263,18 @@ def test_a_sampler_of_optuna_is_named_by_class_path(small: Path, tmp_path: Path)
     named = {"class_path": "optuna.samplers.TPESampler", "init_args": {"seed": 0, "n_startup_trials": 3}}
     command = sweep.parse("sweep", sweep.SweepCommand, ["--config", str(config(tmp_path, small, search=named))])
     assert type(sweep._sampler(command, Space.parse(command.space))) is TPESampler
+
+
+@pytest.mark.parametrize("values", [list(range(1, 10)), {"float": [0.001, 0.1]}])
+def test_the_bases_seed_is_that_of_a_random_search(
+    values: Any, run: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FitRunner, "__call__", lambda *_: Outcome("done", 1.0))
+    search = {"space": {"model.learning_rate": values}, "start": {}, "search": "random", "trials": 2}
+
+    def drawn(name: str, seed: int) -> Any:
+        fit = [f"--config={small}", f"--seed_everything={seed}"]
+        assert run("sweep", "--config", config(tmp_path, small, **search, fit=fit, output=name)) == 0
+        return SharedStudy(tmp_path / name).results.points
+
+    assert drawn("one", 0) == drawn("two", 0) != drawn("three", 1)
