@@ -1,6 +1,6 @@
 """``megalit slurm``: another verb as a SLURM job, a job array, or a job behind its preparation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from megalit.cli import VERBS
 from megalit.cli.commands import parse
 from megalit.cli.console import console
+from megalit.cli.parsing import in_one_line
 from megalit.cli.prepare import PrepareSettings, is_prepared
 from megalit.errors import UserError
 from megalit.launch import Array, Script, SlurmSettings, Submission, resolve
@@ -55,6 +56,10 @@ The same command again continues what is unfinished.
 """
 
 
+# Of a job's settings. (What is Any, the parser reads once more, and the quotes of "4:00:00" would be for nothing.)
+Setting = str | int | bool | None | dict[str, str | int | None] | dict[str, str] | list[str]
+
+
 @dataclass(frozen=True)
 class SlurmCommand(SlurmSettings):
     """Write a batch script for another verb, with a snapshot of the code and the configuration, and submit it.
@@ -79,7 +84,7 @@ class SlurmCommand(SlurmSettings):
     folder: str | None = None
     after: str | None = None
     prepare: bool = True
-    preparation: dict[str, Any] = field(default_factory=dict)
+    preparation: dict[str, Setting] = field(default_factory=dict)
     dry_run: bool = False
 
 
@@ -152,13 +157,22 @@ def _is_unprepared(configuration: dict[str, Any]) -> bool:
     return not is_prepared(PrepareSettings(**parser.instantiate_classes(parser.parse_object(configuration["prepare"]))))
 
 
-def _for_preparation(settings: SlurmSettings, different: dict[str, Any]) -> SlurmSettings:
+def _for_preparation(settings: SlurmSettings, different: Mapping[str, Setting]) -> SlurmSettings:
     """Settings of the job that builds the data: a CPU job unless they say otherwise."""
     unknown = set(different) - {part.name for part in fields(SlurmSettings)}
     if unknown:
         raise UserError(f"preparation.{min(unknown)}: there is no such setting; `--help` shows what can be set")
-    cpu_job = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": None, "gres": None}
-    return replace(settings, **{**cpu_job, "name": f"{settings.name}-prepare", **different})
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SlurmSettings)
+    try:
+        with in_one_line():
+            parsed = parser.parse_object(dict(different))
+    except UserError as error:
+        raise UserError(f"preparation.{error}") from error
+    options = {name: value for name, value in settings.options.items() if name != "gres" and not name.startswith("gpu")}
+    cpu_job = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": None, "gres": None, "options": options}
+    named = {name: parsed[name] for name in different}
+    return replace(settings, **{**cpu_job, "name": f"{settings.name}-prepare", **named})
 
 
 def _submit(
