@@ -17,7 +17,7 @@ from megalit.callbacks import SelfDistillation
 from megalit.cli.commands import gather, parse
 from megalit.cli.console import Step, console
 from megalit.cli.fit_config import fit_config
-from megalit.cli.models import TrainedModel, named_device, open_model
+from megalit.cli.models import TrainedModel, named_device, open_model, parse_device
 from megalit.cli.run_folder import RunFolder
 from megalit.cli.suites import Cutting, suite_store
 from megalit.cli.tables import ensemble_tables
@@ -113,7 +113,7 @@ def _check_settings(command: EnsembleCommand) -> None:
         raise UserError(f"only is {command.only} and members are counted from 0 to {command.members - 1}: choose one")
     if not command.suites:
         raise UserError("no suite is named, so there is nothing to measure: name one in suites")
-    named_device(command.device)
+    parse_device(command.device)
     if command.chain is not None:
         SelfDistillation("a member", weight=command.chain_weight, temperature=command.chain_temperature)
 

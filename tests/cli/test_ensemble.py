@@ -141,6 +141,7 @@ def test_an_ensemble_that_is_told_to_stop_saves_its_member_and_goes_on(run: Run,
         (["--chain", "all", "--chain_weight", 2], "weight is 2.0"),
         (["--batch", 0], "batch is 0"),
         (["--device", "abacus"], "device abacus cannot be used here"),
+        (["--device", "cuda:64"], "device cuda:64 cannot be used here (there are"),
         (["--suites", "{}"], "no suite is named"),
     ],
 )
@@ -150,6 +151,23 @@ def test_what_would_be_found_out_after_training_is_said_before(
     assert run("ensemble", "--config", small, "--run", "never", *flags) == 2
     assert message in capsys.readouterr().err
     assert not Path("never").exists()
+
+
+def test_a_gpu_is_left_alone_until_its_members_are_trained(
+    run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context there takes memory from the members, which are other processes, or bars them."""
+    begun = []
+
+    def member(command: Sequence[str]) -> int:
+        assert not torch.cuda.is_initialized()
+        begun.append(command)
+        return 75
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(ensemble, "_run", member)
+    assert run("ensemble", "--members", 2, "--config", small, "--run", "two", "--device", "cuda:0") == 75
+    assert len(begun) == 1
 
 
 @pytest.mark.parametrize(("ends", "code"), [(0, 0), (-signal.SIGTERM, 2)])
