@@ -17,7 +17,7 @@ from megalit.callbacks import SelfDistillation
 from megalit.cli.commands import gather, parse
 from megalit.cli.console import Step, console
 from megalit.cli.fit_config import ParsedFit, fit_config, parse_fit
-from megalit.cli.models import TrainedModel, named_device, open_model
+from megalit.cli.models import TrainedModel, named_device, open_model, parse_device
 from megalit.cli.run_folder import RunFolder
 from megalit.cli.suites import Cutting, suite_store
 from megalit.cli.tables import ensemble_tables
@@ -31,6 +31,7 @@ from megalit.scaling.ensembles import FILE
 from megalit.scaling.fitting import fit_power_law
 from megalit.scaling.records import refuse_unfinished
 from megalit.streams.loading import SuiteWindows
+from megalit.tuning.trials import seed_flags
 
 # How often a member's process is looked at.
 _WATCH_SECONDS = 0.5
@@ -116,7 +117,7 @@ def _check_settings(command: EnsembleCommand) -> None:
         raise UserError(f"only is {command.only} and members are counted from 0 to {command.members - 1}: choose one")
     if not command.suites:
         raise UserError("no suite is named, so there is nothing to measure: name one in suites")
-    named_device(command.device)
+    parse_device(command.device)
     if command.chain is not None:
         SelfDistillation("a member", weight=command.chain_weight, temperature=command.chain_temperature)
 
@@ -143,8 +144,7 @@ def _train(
 ) -> None:
     """Train a member, or go on with it; a finished one says so."""
     seed = int(config["seed_everything"]) + number
-    flags = ["--run", str(members[number]), "--seed_everything", str(seed)]
-    flags += [f"--model.seed={seed}", f"--data.init_args.seed={seed}"]
+    flags = ["--run", str(members[number]), *seed_flags(seed)]
     if command.chain is not None and number:
         teachers = members[number - 1 : number] if command.chain == "previous" else members[:number]
         unfinished = next((teacher for teacher in teachers if RunFolder(teacher).finished is None), None)

@@ -44,21 +44,40 @@ class TrainedModel:
     separate: bool
 
 
-def named_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is this process's GPU where there is one.
+def parse_device(name: str) -> torch.device:
+    """The device of a name, nothing of which is used yet; ``auto`` is this process's GPU where there is one.
 
     Raises:
-        UserError: it cannot be used here.
+        UserError: there is no such device.
     """
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise _unusable(name, error) from error
+    # Counting makes no context on a GPU, which would take memory from, or bar, the process that is to train there.
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise _unusable(name, f"there are {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def named_device(name: str) -> torch.device:
+    """The device of a name, as :func:`parse_device`, which can be used.
+
+    Raises:
+        UserError: it cannot be used here.
+    """
+    device = parse_device(name)
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name} cannot be used here ({reason}): choose auto or cpu") from error
+        raise _unusable(name, error) from error
     return device
+
+
+def _unusable(name: str, reason: object) -> UserError:
+    return UserError(f"device {name} cannot be used here ({str(reason).splitlines()[0]}): choose auto or cpu")
 
 
 def open_model(path: Path, precision: str | None = None) -> TrainedModel:

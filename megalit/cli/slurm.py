@@ -1,6 +1,6 @@
 """``megalit slurm``: another verb as a SLURM job, a job array, or a job behind its preparation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from megalit.cli import VERBS
 from megalit.cli.commands import parse
 from megalit.cli.console import console
+from megalit.cli.parsing import in_one_line
 from megalit.cli.prepare import PrepareSettings, is_prepared
 from megalit.errors import UserError
 from megalit.launch import Array, Script, SlurmSettings, Submission, resolve
@@ -23,25 +24,26 @@ class Traits:
         results: the setting that names its folder of results, where that folder may hold more than the results.
         each: what tells a task of an array its part of the work.
         saves_itself: it handles the signal before the time limit; others are asked to end with SIGTERM.
-        continues: it goes on where it was stopped; one that begins anew would meet its time limit again and again.
+        continues: it goes on inside what it was stopped in; one that begins anew would meet its time limit again and
+            again.
     """
 
     results: str | None = None
     each: str | None = None
     saves_itself: bool = False
-    continues: bool = True
+    continues: bool = False
 
 
+# What is not named here keeps nothing of a stopped job, or, as `evaluate`, no more than whole suites, and those not for
+# an average or where it overwrites.
 TRAITS = {
-    "fit": Traits("run", saves_itself=True),
+    "fit": Traits("run", saves_itself=True, continues=True),
     "validate": Traits("run"),
     "test": Traits("run"),
-    "prepare": Traits("run", continues=False),
-    "corpus": Traits(continues=False),
-    "tokenize": Traits(continues=False),
-    "generate": Traits("output", "--shard {index}/{count}"),
-    "ensemble": Traits("run", "--only {index}", saves_itself=True),
-    "sweep": Traits("output", ""),
+    "prepare": Traits("run"),
+    "generate": Traits("output", "--shard {index}/{count}", continues=True),
+    "ensemble": Traits("run", "--only {index}", saves_itself=True, continues=True),
+    "sweep": Traits("output", "", continues=True),
 }
 
 HELP = """
@@ -52,6 +54,10 @@ The verb and its arguments come behind `--`:
 
 The same command again continues what is unfinished.
 """
+
+
+# Of a job's settings. (What is Any, the parser reads once more, and the quotes of "4:00:00" would be for nothing.)
+Setting = str | int | bool | None | dict[str, str | int | None] | dict[str, str] | list[str]
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class SlurmCommand(SlurmSettings):
     folder: str | None = None
     after: str | None = None
     prepare: bool = True
-    preparation: dict[str, Any] = field(default_factory=dict)
+    preparation: dict[str, Setting] = field(default_factory=dict)
     dry_run: bool = False
 
 
@@ -151,13 +157,22 @@ def _is_unprepared(configuration: dict[str, Any]) -> bool:
     return not is_prepared(PrepareSettings(**parser.instantiate_classes(parser.parse_object(configuration["prepare"]))))
 
 
-def _for_preparation(settings: SlurmSettings, different: dict[str, Any]) -> SlurmSettings:
+def _for_preparation(settings: SlurmSettings, different: Mapping[str, Setting]) -> SlurmSettings:
     """Settings of the job that builds the data: a CPU job unless they say otherwise."""
     unknown = set(different) - {part.name for part in fields(SlurmSettings)}
     if unknown:
         raise UserError(f"preparation.{min(unknown)}: there is no such setting; `--help` shows what can be set")
-    cpu_job = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": None, "gres": None}
-    return replace(settings, **{**cpu_job, "name": f"{settings.name}-prepare", **different})
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SlurmSettings)
+    try:
+        with in_one_line():
+            parsed = parser.parse_object(dict(different))
+    except UserError as error:
+        raise UserError(f"preparation.{error}") from error
+    options = {name: value for name, value in settings.options.items() if name != "gres" and not name.startswith("gpu")}
+    cpu_job = {"nodes": 1, "tasks_per_node": 1, "gpus_per_node": None, "gres": None, "options": options}
+    named = {name: parsed[name] for name in different}
+    return replace(settings, **{**cpu_job, "name": f"{settings.name}-prepare", **named})
 
 
 def _submit(

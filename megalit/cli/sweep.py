@@ -7,25 +7,26 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler
 from rich.table import Table
 
 from megalit.cli.commands import parse
 from megalit.cli.console import console
-from megalit.cli.fit_config import fit_config
+from megalit.cli.fit_config import WithoutTrainer, fit_config, parse_fit
 from megalit.cli.run_folder import CONFIG, first_difference
 from megalit.errors import UserError
 from megalit.tuning.certificate import Certificate, certify
 from megalit.tuning.pictures import FILE as PICTURE
 from megalit.tuning.pictures import draw_sweep
 from megalit.tuning.results import Results, Unit
-from megalit.tuning.samplers import ConvexSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
-from megalit.tuning.space import Space, Value
+from megalit.tuning.samplers import ConvexSampler, DrawnSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
+from megalit.tuning.space import Point, Space, Value
 from megalit.tuning.study import SharedStudy
 from megalit.tuning.trials import FitRunner, Outcome, flags, run_name, trial_flags
 from megalit.tuning.worker import Worker
@@ -37,7 +38,8 @@ space: for each setting (dotted key of `megalit fit`) one of
   {float: [1e-4, 1e-1], log: true}             a range (with random search, or a sampler of Optuna's)
   {int: [1, 64], log: true}
 --extend adds a value past an edge of the grid on which the best point lies: a geometric or an arithmetic step, by the
-grid's own spacing there (1, 3, 10 is followed by 30; 0.1, 0.2, 0.3 by 0.4), until the point lies inside.
+grid's own spacing there (1, 3, 10 is followed by 30; 0.1, 0.2, 0.3 by 0.4), until the point lies inside or `fit`
+takes no more.
 Any number of the same command may work at a time, on any nodes that share the output folder: each is a worker.
 `optuna-dashboard OUTPUT/study.journal` shows the study.
 """
@@ -56,7 +58,8 @@ class SweepCommand:
         search: `convex` goes to a point that beats its neighbours on every axis; `grid` runs all points; `random`
             draws them without repeats; or a sampler of Optuna, by class path.
         suite: validation suite whose final loss is made small.
-        seeds: each point is run with each of these; more may be added later. The base configuration's if not given.
+        seeds: each point is run with each of these as model and data seed; more may be added later. The base
+            configuration's if not given.
         start: values to start from; the base configuration's where they are on the grid, else the grid's middle.
         trials: points to try, at most.
         extend: grow the grid past an edge on which the best point lies.
@@ -92,16 +95,15 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     command = parse(verb, SweepCommand, arguments, HELP)
     folder = Path(command.output)
     if command.status:
-        if not SharedStudy.exists(folder):
-            raise UserError(f"{folder} holds no sweep: start one with `megalit sweep --output {folder}`")
-        _show(SharedStudy(folder).results, folder)
+        _show(SharedStudy(folder, create=False).results, folder)
         return
     space = Space.parse(command.space)
-    sampler = _sampler(command, space)
     base = _base_settings(command, space)
+    sampler = _sampler(command, space, int(base["seed_everything"]))
     seeds = _seeds(command, base)
+    base_seed = seeds[0] if command.seeds is None else None
     study = SharedStudy(folder, command.dead_after_seconds)
-    _check_trials(study, command.fit)
+    _check_trials(study, command.fit, base_seed)
     study.describe(
         sweep={
             "search": command.search if isinstance(command.search, str) else type(command.search).__name__,
@@ -119,7 +121,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     console.print(
         f"{folder}: {f'continuing after {done} trials' if done else 'a new sweep'}; {command.workers} at a time"
     )
-    _work(command, sampler, folder)
+    _work(command, sampler, folder, base_seed)
     certificate = _show(study.results, folder)
     if not certificate.is_settled and any(study.results.count(status) for status in ("failed", "diverged")):
         raise UserError(f"the sweep ends without a certificate: {certificate.reason}")
@@ -128,7 +130,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
 # What is asked for ----------------------------------------------------------------------------------------
 
 
-def _sampler(command: SweepCommand, space: Space) -> BaseSampler:
+def _sampler(command: SweepCommand, space: Space, seed: int = 0) -> BaseSampler:
     for name, number in (("workers", command.workers), ("trials", command.trials)):
         if number is not None and number < 1:
             raise UserError(f"{name} is {number}: it is at least 1")
@@ -142,9 +144,9 @@ def _sampler(command: SweepCommand, space: Space) -> BaseSampler:
             raise UserError(f"space.{key} is a range, so the search has no end: give trials")
     if isinstance(command.search, BaseSampler):
         return command.search
-    if command.search == "random" and not space.is_grid:
-        return RandomSampler()
-    return {"convex": ConvexSampler, "grid": ExhaustiveSampler, "random": ShuffledSampler}[command.search]()
+    if command.search == "random":
+        return ShuffledSampler(seed) if space.is_grid else DrawnSampler(seed)
+    return ConvexSampler() if command.search == "convex" else ExhaustiveSampler()
 
 
 def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
@@ -170,7 +172,16 @@ def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
     return fit_config(command.fit)
 
 
-def _check_trials(study: SharedStudy, fit: Sequence[str]) -> None:
+def _can_run(command: SweepCommand, keys: Sequence[str], point: Point) -> bool:
+    """Whether ``fit`` takes a point's values, which may lie beyond the grid that was asked for."""
+    try:
+        parse_fit(WithoutTrainer, [*command.fit, *flags(keys, point)])
+    except UserError:
+        return False
+    return True
+
+
+def _check_trials(study: SharedStudy, fit: Sequence[str], base_seed: int | None) -> None:
     """Refuse to go on with trials of another base: a file that ``fit`` names may have changed since they were run."""
     if not study.study.trials:
         return
@@ -179,7 +190,8 @@ def _check_trials(study: SharedStudy, fit: Sequence[str]) -> None:
         run = study.folder / "runs" / run_name(unit, results.space)
         if (run / CONFIG).exists():
             held = yaml.safe_load((run / CONFIG).read_text())
-            difference = first_difference(held, fit_config([*fit, *trial_flags(unit, results.space, run)]), "")
+            asked = fit_config([*fit, *trial_flags(unit, results.space, run, base_seed)])
+            difference = first_difference(held, asked, "")
             if difference:
                 raise UserError(
                     f"{study.folder} holds trials with another {difference}: give `fit` what it was, or choose another "
@@ -208,13 +220,14 @@ def _seeds(command: SweepCommand, base: dict[str, Any]) -> list[int]:
 # The work -------------------------------------------------------------------------------------------------
 
 
-def _work(command: SweepCommand, sampler: BaseSampler, folder: Path) -> None:
+def _work(command: SweepCommand, sampler: BaseSampler, folder: Path, base_seed: int | None) -> None:
     """Run this machine's workers until the search is over."""
-    runner = FitRunner(command.fit, folder, command.suite, command.workers, _gpus())
+    runner = FitRunner(command.fit, folder, command.suite, command.workers, _gpus(), base_seed)
     stop = threading.Event()
 
     def worker(slot: int) -> None:
         study = SharedStudy(folder, command.dead_after_seconds)
+        can_run = partial(_can_run, command, study.results.space.keys)
 
         def started(unit: Unit) -> None:
             console.print(f"running    {run_name(unit, study.results.space)}", soft_wrap=True)
@@ -223,7 +236,7 @@ def _work(command: SweepCommand, sampler: BaseSampler, folder: Path) -> None:
             said = f"{outcome.loss:.4f}" if outcome.loss is not None else outcome.error
             console.print(f"{outcome.status:<10} {run_name(unit, study.results.space)}: {said}", soft_wrap=True)
 
-        Worker(study, sampler, runner, command.trials, command.extend, slot, started, ended).run(stop)
+        Worker(study, sampler, runner, command.trials, command.extend, can_run, slot, started, ended).run(stop)
 
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGUSR1)}
     with ThreadPoolExecutor(command.workers) as pool:

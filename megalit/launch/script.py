@@ -14,6 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from megalit.errors import UserError
 
 TEMPLATE = "slurm.sh.jinja"
+# Options of sbatch that the program is told of, too, by a setting that stands for them.
+_TOLD = {
+    "nodes": "nodes",
+    "ntasks": "nodes and tasks_per_node",
+    "ntasks-per-node": "tasks_per_node",
+    "ntasks-per-gpu": "tasks_per_node",
+}
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,16 @@ class SlurmSettings:
         """Refuse what cannot work.
 
         Raises:
-            UserError: a number below 1, or a job's name under which Lightning does not see SLURM.
+            UserError: a number below 1, an option that has a setting of its own, or a job's name under which Lightning
+                does not see SLURM.
         """
         for name in ("nodes", "tasks_per_node", "cpus_per_task", "signal_seconds"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}: choose at least 1")
+        for name, setting in _TOLD.items():
+            if name in self.options:
+                raise UserError(f"options.{name} is not told to the program: set {setting} instead")
         if self.name in ("bash", "interactive"):
             raise UserError(f"a job named {self.name} counts as interactive, and its nodes would not work together: "
                             "choose another name")  # fmt: skip
@@ -89,16 +100,31 @@ class SlurmSettings:
         Raises:
             UserError: their number cannot be read.
         """
+        for name in ("gpus-per-task", "gpus-per-socket"):
+            # A process that sees its own GPUs alone would not find those that it is told its node has.
+            if self.options.get(name) is not None:
+                raise UserError(f"options.{name} does not say how many GPUs a node has: set gpus_per_node instead")
         asked = self.gpus_per_node or self.options.get("gpus-per-node")
         resources = str(self.gres or self.options.get("gres") or "").split(",")
         asked = asked or next((part for part in resources if re.match(r"(gres[:/])?gpu\b", part)), None)
-        if asked is None:
+        if asked is not None:
+            return _count(asked)
+        if self.options.get("gpus") is None:
             return None
-        # "gpu" alone is one; what stands in brackets is where they are.
-        count = re.sub(r"\(.*\)", "", str(asked)).split(":")[-1]
-        if count.isdecimal() or count == "gpu":
-            return int(count) if count.isdecimal() else 1
-        raise UserError(f"how many GPUs '{asked}' are cannot be read: write their number behind it, as in h100:4")
+        whole = _count(self.options["gpus"])
+        if whole % self.nodes:
+            raise UserError(
+                f"options.gpus is {whole}, which {self.nodes} nodes do not share: set gpus_per_node instead"
+            )
+        return whole // self.nodes
+
+
+def _count(asked: object) -> int:
+    """The number in what SLURM is asked for: "gpu" alone is one; what stands in brackets is where they are."""
+    count = re.sub(r"\(.*\)", "", str(asked)).split(":")[-1]
+    if count.isdecimal() or count == "gpu":
+        return int(count) if count.isdecimal() else 1
+    raise UserError(f"how many GPUs '{asked}' are cannot be read: write their number behind it, as in h100:4")
 
 
 @dataclass(frozen=True)

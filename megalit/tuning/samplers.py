@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -126,3 +126,28 @@ class ShuffledSampler(ExhaustiveSampler):
 
     def order(self, results: Results) -> list[Point]:
         return sorted(super().order(results), key=lambda point: fingerprint([self._seed, *point]))
+
+
+class DrawnSampler(BaseSampler):
+    """Random points of a space with ranges, each drawn by the number of its trial, so that workers draw different ones.
+
+    Args:
+        seed: another one draws others.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self._seed = seed
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        drawn = RandomSampler(int(fingerprint([self._seed, trial.number, param_name]), 16) % 2**32)
+        return drawn.sample_independent(study, trial, param_name, param_distribution)

@@ -27,6 +27,8 @@ from megalit.tuning.space import Space
 from megalit.tuning.trials import Outcome
 
 JOURNAL = "study.journal"
+# Of a new study. A folder's name may change, and its study is the same.
+_NAME = "sweep"
 # What a sweep is: results under another one could not be compared.
 _SWEEP, _DECLARED = "sweep", "declared"
 # Optuna breaks a lock that has not changed hands for so long, because its holder may be dead.
@@ -76,27 +78,34 @@ class SharedStudy:
     Args:
         folder: the sweep's folder.
         dead_after_seconds: a claim that has not been renewed for so long belongs to a dead worker.
+        create: begin a study where there is none; otherwise the sweep has to be there.
+
+    Raises:
+        UserError: the journal is none, or holds no sweep.
     """
 
-    def __init__(self, folder: Path, dead_after_seconds: float = 180.0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, dead_after_seconds: float = 180.0, create: bool = True) -> None:
         self.folder = folder
         self.dead_after_seconds = dead_after_seconds
         path = folder / JOURNAL
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif not path.exists():
+            raise UserError(f"{folder} holds no sweep: start one with `megalit sweep --output {folder}`")
         try:
             _mend(path)
             self._storage = JournalStorage(JournalFileBackend(str(path)))
-            self.study: Study = optuna.create_study(
-                storage=self._storage, study_name=folder.resolve().name, load_if_exists=True
-            )
+            name = _held(self._storage, folder)
+            if name is not None:
+                self.study: Study = optuna.load_study(storage=self._storage, study_name=name)
+            elif create:
+                self.study = optuna.create_study(storage=self._storage, study_name=_NAME, load_if_exists=True)
         except ValueError as error:
             raise UserError(f"{path} is no journal of a study, or damaged ({error}): move it away") from error
+        if not create and (name is None or SPACE not in self.study.user_attrs):
+            raise UserError(f"{folder} holds a sweep that was stopped before it began: give its command again")
         # When a claim's count was last seen to change, by this process's own clock: those of nodes may differ.
         self._seen: dict[int, tuple[int, float]] = {}
-
-    @staticmethod
-    def exists(folder: Path) -> bool:
-        return (folder / JOURNAL).exists()
 
     @property
     def results(self) -> Results:
@@ -227,6 +236,17 @@ class SharedStudy:
             state = {"done": TrialState.COMPLETE, "diverged": TrialState.PRUNED}.get(status, TrialState.FAIL)
             values = [outcome.loss] if outcome.loss is not None and status == "done" else None
             self._storage.set_trial_state_values(identity, state, values)
+
+
+def _held(storage: JournalStorage, folder: Path) -> str | None:
+    """The name of the study that a journal holds.
+
+    A folder's name was once its study's, so that one which was renamed may hold another study, without trials, besides.
+    """
+    studies = storage.get_all_studies()
+    begun = [study for study in studies if SPACE in study.user_attrs]
+    of_folder = [study for study in begun if study.study_name == folder.resolve().name]
+    return next((study.study_name for study in [*of_folder, *begun, *studies]), None)
 
 
 def _mend(path: Path) -> None:

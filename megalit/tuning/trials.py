@@ -73,6 +73,7 @@ class FitRunner:
         suite: the validation suite whose loss counts.
         workers: how many trials run at a time; they share the machine's GPUs and cores evenly.
         gpus: identifiers of the GPUs to share.
+        base_seed: see :func:`trial_flags`.
         grace_seconds: how long a trial that is to stop has to save itself.
     """
 
@@ -81,6 +82,7 @@ class FitRunner:
     suite: str = "iid"
     workers: int = 1
     gpus: Sequence[str] = ()
+    base_seed: int | None = None
     grace_seconds: float = 120.0
 
     def __call__(self, unit: Unit, space: Space, slot: int, stopped: Stopped) -> Outcome:
@@ -104,7 +106,7 @@ class FitRunner:
         return self._outcome(process.returncode, was_stopped, run, log)
 
     def command(self, unit: Unit, space: Space, run: Path) -> list[str]:
-        return [sys.executable, "-m", "megalit", "fit", *self.arguments, *trial_flags(unit, space, run)]
+        return [sys.executable, "-m", "megalit", "fit", *self.arguments, *trial_flags(unit, space, run, self.base_seed)]
 
     def environment(self, slot: int) -> dict[str, str]:
         found: Mapping[str, str] = os.environ
@@ -173,9 +175,21 @@ def flags(keys: Sequence[str], values: Sequence[Value]) -> list[str]:
     return [f"--{key}={value}" for key, value in zip(keys, said, strict=True)]
 
 
-def trial_flags(unit: Unit, space: Space, run: Path) -> list[str]:
-    """What a trial adds to the base: its point, its seed and its folder."""
-    return [*flags(space.keys, unit.point), f"--seed_everything={unit.seed}", f"--run={run}"]
+def seed_flags(seed: int) -> list[str]:
+    """One seed for model and data, also where the base states its own: a run's saved configuration does."""
+    return [f"--{key}={seed}" for key in ("seed_everything", "model.seed", "data.init_args.seed")]
+
+
+def trial_flags(unit: Unit, space: Space, run: Path, base_seed: int | None = None) -> list[str]:
+    """What a trial adds to the base: its seed, its point and its folder.
+
+    Args:
+        base_seed: with this one the base runs as it is, also where it sets model and data seed apart; None where the
+            sweep names its seeds.
+    """
+    seeds = [f"--seed_everything={unit.seed}"] if unit.seed == base_seed else seed_flags(unit.seed)
+    # The point comes behind: it may hold a seed of its own.
+    return [*seeds, *flags(space.keys, unit.point), f"--run={run}"]
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:

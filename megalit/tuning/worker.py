@@ -1,18 +1,20 @@
 """A worker: asks the shared study what to run, runs it, tells what came out, until the search is over."""
 
-import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
+from megalit.files import fingerprint
 from megalit.tuning.certificate import certify, growing_edges
 from megalit.tuning.results import Results, Unit
 from megalit.tuning.samplers import FixedSampler, GridSampler
+from megalit.tuning.space import Point
 from megalit.tuning.study import SharedStudy
 from megalit.tuning.trials import Outcome, Runner
 
@@ -40,6 +42,7 @@ class Worker:
         runner: runs them.
         trials: points to try, at most; None for as many as the search needs.
         extend: grow the grid where the search ends at its edge.
+        can_run: whether a point is legal at all; the grid does not grow to one that is not.
         slot: which share of the machine this worker's trials get.
         on_start, on_end: told of each trial.
     """
@@ -49,6 +52,7 @@ class Worker:
     runner: Runner
     trials: int | None = None
     extend: bool = False
+    can_run: Callable[[Point], bool] = lambda point: True
     slot: int = 0
     on_start: Callable[[Unit], None] = lambda unit: None
     on_end: Callable[[Unit, Outcome], None] = lambda unit, outcome: None
@@ -85,10 +89,14 @@ class Worker:
         with self.study.asking() as lease:
             self.study.release_dead()
             results = self.study.results
-            if isinstance(self.sampler, GridSampler):
-                task = self._from_grid(self.sampler, results)
-            else:
-                task = self._from_sampler(results)
+            try:
+                if isinstance(self.sampler, GridSampler):
+                    task = self._from_grid(self.sampler, results)
+                else:
+                    task = self._from_sampler(results)
+            except UpdateFinishedTrialError:
+                # It slept before it could claim, and another worker, that broke the lock, took it for dead.
+                return "wait"
             if isinstance(task, Task) and lease.is_over:
                 self.study.give_up(task.trial.number, "its worker slept while it asked")
                 return "wait"
@@ -111,12 +119,17 @@ class Worker:
         return [unit for unit in wanted if unit.point in results.points]
 
     def _grow(self, results: Results) -> bool:
-        """Grow the grid past each edge on which its best point lies."""
-        space = results.space
-        if not certify(results).is_settled or not growing_edges(results):
+        """Grow the grid past each edge on which its best point lies, where there is something to run beyond."""
+        space, centre = results.space, results.centre
+        if centre is None or not certify(results).is_settled:
             return False
         for axis, side in growing_edges(results):
-            space = space.grown(axis, side) or space
+            larger = space.grown(axis, side)
+            beyond = larger.neighbour(centre, axis, side) if larger is not None else None
+            if larger is not None and beyond is not None and self.can_run(beyond):
+                space = larger
+        if space == results.space:
+            return False
         self.study.grow(space)
         return True
 
@@ -144,7 +157,7 @@ class Worker:
         if not results.space.is_grid:
             return None
         free = [point for point in product(*(axis.values for axis in results.space.axes)) if point not in known]
-        point = random.choice(free)
+        point = min(free, key=lambda point: fingerprint([results.seeds[0], *point]))
         return self._ask(FixedSampler(point, by_number=False), Unit(point, results.seeds[0]))
 
     def _ask(self, sampler: BaseSampler, unit: Unit | None) -> Task:

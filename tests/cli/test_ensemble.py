@@ -143,6 +143,7 @@ def test_an_ensemble_that_is_told_to_stop_saves_its_member_and_goes_on(run: Run,
         (["--chain", "all", "--chain_weight", 2], "weight is 2.0"),
         (["--batch", 0], "batch is 0"),
         (["--device", "abacus"], "device abacus cannot be used here"),
+        (["--device", "cuda:64"], "device cuda:64 cannot be used here (there are"),
         (["--suites", "{}"], "no suite is named"),
         (["--overwrite", "true"], "overwrite is not for ensembles: choose another --run, or remove the members"),
     ],
@@ -164,6 +165,23 @@ def test_an_ensemble_replaces_no_member(
     assert run("ensemble", "--members", 1, "--config", small, "--run", "two", "--model.learning_rate", 0.5) == 2
     assert "overwrite is not for ensembles" in capsys.readouterr().err
     assert sorted((tmp_path / "two").rglob("*")) == before
+
+
+def test_a_gpu_is_left_alone_until_its_members_are_trained(
+    run: Run, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context there takes memory from the members, which are other processes, or bars them."""
+    begun = []
+
+    def member(command: Sequence[str]) -> int:
+        assert not torch.cuda.is_initialized()
+        begun.append(command)
+        return 75
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(ensemble, "_run", member)
+    assert run("ensemble", "--members", 2, "--config", small, "--run", "two", "--device", "cuda:0") == 75
+    assert len(begun) == 1
 
 
 @pytest.mark.parametrize(("ends", "code"), [(0, 0), (-signal.SIGTERM, 2)])

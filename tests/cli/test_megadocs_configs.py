@@ -15,6 +15,7 @@ from megalit.cli.data import CorpusCommand, TokenizeCommand
 from megalit.cli.ensemble import EnsembleCommand, divided
 from megalit.cli.evaluate import EvaluateCommand, gather
 from megalit.cli.export import ExportCommand
+from megalit.cli.fit_config import fit_config
 from megalit.cli.generate import GenerateCommand
 from megalit.cli.plan import PlanCLI, predict
 from megalit.cli.prediction import Prediction
@@ -25,12 +26,64 @@ from megalit.cli.sweep import SweepCommand
 from megalit.cli.training import PARSING
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams import StreamDataModule
+from megalit.tuning.space import Space
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reproducing_megadocs.md"
 SWEEPS = sorted((ROOT / "configs" / "megadocs" / "sweeps").glob("*.yaml"))
 ASSUMED = ["--config", "configs/megadocs/assume.yaml", "--assume.samples", "1754421", "--assume.sample_tokens"]
 ASSUMED += ["1754421851"]
+
+FRACTIONS = [0.5, 0.75, 0.9]
+# Real epochs, learning rate, weight decay and mix of each run: what the authors' code lists as locally optimal.
+SETTINGS: dict[str, tuple[float, float, float, float | None]] = {
+    "real-150m": (16, 3e-3, 0.8, None),
+    "real-300m": (16, 3e-3, 1.6, None),
+    "real-600m": (8, 1e-3, 3.2, None),
+    "real-1.5b": (8, 1e-3, 3.2, None),
+    "simple-2": (4, 3e-3, 0.8, 0.75),
+    "simple-4": (8, 3e-3, 0.8, 0.75),
+    "simple-8": (8, 3e-3, 0.8, 0.75),
+    "simple-16": (16, 3e-3, 0.4, 0.75),
+    "simple-32": (16, 3e-3, 0.4, 0.75),
+    "stitched-2": (8, 3e-3, 0.8, 0.75),
+    "stitched-4": (8, 3e-3, 0.4, 0.75),
+    "stitched-8": (16, 3e-3, 0.4, 0.75),
+    "stitched-16": (16, 3e-3, 0.4, 0.75),
+    "stitched-32": (32, 1e-3, 0.4, 0.9),
+    "latent_thoughts-2": (4, 3e-3, 0.8, 0.75),
+    "latent_thoughts-4": (8, 3e-3, 0.8, 0.75),
+    "latent_thoughts-8": (8, 3e-3, 0.4, 0.75),
+    "latent_thoughts-16": (16, 3e-3, 0.4, 0.75),
+    "latent_thoughts-32": (32, 1e-3, 0.4, 0.9),
+    "self_distillation": (16, 3e-3, 0.1, 0.75),
+}
+# Search, seeds and grid of each sweep.
+GRIDS: dict[str, tuple[str, list[int] | None, dict[str, list[Any]]]] = {
+    "regularized": (
+        "convex",
+        None,
+        {
+            "learning_rate": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+            "weight_decay": [0.0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4],
+            "real_epochs": [1, 2, 4, 8, 16, 32, 64],
+        },
+    ),
+    "synthetic": (
+        "convex",
+        None,
+        {
+            "learning_rate": [1e-3, 3e-3, 1e-2],
+            "weight_decay": [0.1, 0.4, 0.8, 1.6],
+            "real_epochs": [1, 2, 4, 8, 16, 32],
+            "synthetic_fraction": FRACTIONS,
+        },
+    ),
+    "real_epochs": ("grid", None, {"real_epochs": [1, 2, 4, 8, 16, 32]}),
+    "mix": ("grid", None, {"synthetic_fraction": FRACTIONS}),
+    "ordering_stitched": ("grid", [0, 1, 2], {"real_document": ["last", "first", "absent"]}),
+    "ordering_simple": ("grid", [0, 1, 2], {"real_document": ["among", "absent"]}),
+}
 
 
 def commands(verb: str) -> list[list[str]]:
@@ -138,9 +191,61 @@ def test_the_ends_of_every_sweep_can_be_planned(path: Path) -> None:
     sweep: dict[str, Any] = yaml.safe_load(path.read_text())
     steps = []
     for end in (0, -1):
-        flags = [flag for key, grid in sweep["space"].items() for flag in (f"--{key}", str(grid[end]))]
+        axes = Space.parse(sweep["space"]).axes
+        flags = [flag for axis in axes for flag in (f"--{axis.key}", str(axis.values[end]))]
         steps.append(planned([*sweep["fit"], *flags]).plan.steps)
-    assert (steps[0] < steps[1]) == ("data.real_epochs" in sweep["space"])
+    # At real epochs that are held, a larger share of synthetic windows makes a run longer, too.
+    lengths = {"data.real_epochs", "data.synthetic_fraction"}
+    assert (steps[0] < steps[1]) == bool(lengths & set(sweep["space"]))
+
+
+@pytest.mark.parametrize("base", ["simple-16", "stitched-16"])
+def test_the_sweep_over_fractions_is_what_the_page_says(base: str) -> None:
+    (fit,) = {
+        tuple(command.fit)
+        for command in (parse("sweep", SweepCommand, arguments) for arguments in commands("sweep"))
+        if command.output == f"sweeps/megadocs/mix-{base}"
+    }
+    assert fit[-1] == f"configs/megadocs/{base}.yaml"
+    plans = [planned([*fit, "--data.synthetic_fraction", str(fraction)]) for fraction in FRACTIONS]
+    assert [plan.plan.steps for plan in plans] == [24_864, 49_728, 124_320]
+    real, synthetic = zip(*([stream.epochs for stream in plan.plan.streams] for plan in plans), strict=True)
+    assert [round(epochs, 1) for epochs in real] == [16.0] * 3
+    assert [round(epochs, 1) for epochs in synthetic] == [1.7, 5.0, 15.0]
+    assert round(sum(plan.time.device_hours for plan in plans if plan.time), 1) == 52.5
+    page = " ".join(PAGE.read_text().split())
+    assert "of 24,864, 49,728 and 124,320 steps, in which the synthetic stream is seen 1.7, 5.0 and 15.0 times" in page
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_settings_are_the_papers(name: str) -> None:
+    """Real epochs, learning rate, weight decay and mix."""
+    config = fit_config(["--config", "configs/megadocs/base.yaml", "--config", f"configs/megadocs/{name}.yaml"])
+    data, model = config["data"]["init_args"], config["model"]
+    found = (data["real_epochs"], model["learning_rate"], model["weight_decay"], data.get("synthetic_fraction"))
+    assert found == SETTINGS[name]
+    assert config["run"] == f"runs/megadocs/{name}"
+
+
+def test_every_run_has_the_papers_settings() -> None:
+    files = {path.stem for path in (ROOT / "configs" / "megadocs").glob("*.yaml")}
+    assert set(SETTINGS) == files - {"base", "assume"}
+
+
+def test_the_members_of_real_documents_have_twice_the_epochs_and_half_the_decay() -> None:
+    own = [divided(arguments)[1] for arguments in commands("ensemble")]
+    found = {config["run"]: config for config in map(fit_config, own)}
+    for name in ("real", "real-8"):
+        config = found[f"runs/megadocs/ensemble/{name}"]
+        assert (config["data"]["init_args"]["real_epochs"], config["model"]["weight_decay"]) == (32, 0.8)
+        assert config["model"]["learning_rate"] == 3e-3
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_grids_are_the_papers(path: Path) -> None:
+    command = parse("sweep", SweepCommand, ["--config", str(path)])
+    found = {axis.key.rpartition(".")[2]: list(axis.values) for axis in Space.parse(command.space).axes}
+    assert (command.search, command.seeds, found) == GRIDS[path.stem]
 
 
 def test_every_command_is_parsed_by_its_verb() -> None:

@@ -7,6 +7,9 @@ import pytest
 import yaml
 from running import Run
 
+from megalit.cli import VERBS, slurm
+from megalit.launch import SlurmSettings, Submission
+
 GENERATE = """
 corpus: corpus
 output: out
@@ -33,10 +36,26 @@ def options(script: Path) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
 
 
+def test_only_what_goes_on_where_it_was_comes_back_at_its_time_limit(tmp_path: Path) -> None:
+    """What begins anew would be requeued at its time limit for ever."""
+    scripts = {
+        verb: slurm._script(Submission(tmp_path), verb, SlurmSettings(), None, None, ()).render()
+        for verb in VERBS
+        if verb != "slurm"
+    }
+    going_on = {"fit", "generate", "ensemble", "sweep"}
+    assert set(slurm.TRAITS) <= set(scripts)
+    for mark in ("#SBATCH --signal=", "Reason=TimeLimit"):
+        assert {verb for verb, script in scripts.items() if mark in script} == going_on
+    # A node that fails or a preemption sends every job back.
+    assert all("#SBATCH --requeue\n" in script for script in scripts.values())
+
+
+@pytest.mark.parametrize("asked", [("--gres", "gpu:h100:4"), ("--nodes", "2", "--options", "{gpus: 8}")])
 def test_a_process_is_started_on_each_gpu_wherever_they_are_asked_for(
-    run: Run, from_files: Path, capsys: pytest.CaptureFixture[str]
+    asked: tuple[str, ...], run: Run, from_files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ("--gres", "gpu:h100:4", "--prepare", "false", "--dry_run", "--", "fit", "--config", from_files)
+    given = (*asked, "--prepare", "false", "--dry_run", "--", "fit", "--config", from_files)
     assert run("slurm", *given) == 0
     assert "#SBATCH --ntasks-per-node=4\n" in capsys.readouterr().out
 
@@ -100,6 +119,23 @@ def test_a_run_is_submitted_behind_its_preparation_with_code_and_configuration(
     assert not [option for option in options(queue / "3.sh") if "dependency" in option]
 
 
+@pytest.mark.parametrize("written", ['preparation: {time: "4:00:00"}', "preparation:\n  time: '4:00:00'\n"])
+def test_hours_in_quotes_are_hours_for_the_preparation_too(
+    written: str, run: Run, from_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """YAML takes them for 14,400, which are minutes to SLURM; without quotes they are refused, as at the top."""
+    (tmp_path / "site.yaml").write_text(f'time: "24:00:00"\noptions: {{gpus: 4}}\n{written}')
+    command = ("--config", "site.yaml", "--dry_run", "--", "fit", "--config", from_files)
+    assert run("slurm", *command) == 0
+    preparation, fit = capsys.readouterr().out.split("#!/bin/bash\n")[1:]
+    assert "#SBATCH --time=4:00:00\n" in preparation
+    assert "gpu" not in preparation
+    assert "#SBATCH --time=24:00:00\n" in fit
+    (tmp_path / "site.yaml").write_text("preparation: {time: 4:00:00}")
+    assert run("slurm", *command) == 2
+    assert "preparation.time: Expected a str" in capsys.readouterr().err
+
+
 def test_an_array_divides_the_work(run: Run, queue: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "generate.yaml").write_text(GENERATE)
     given = ("--array", "8", "--indices", "0-7%2", "--after", "77", "--", "generate", "--config", "generate.yaml")
@@ -138,6 +174,10 @@ REFUSED = {
     ("--array", "4", "--", "corpus"): "how `corpus` divides its work is not known: give --each",
     ("--each", "--part {index}", "--", "generate"): "give --array",
     ("--preparation", "{nonsense: 1}", "--", "corpus"): "preparation.nonsense: there is no such setting",
+    ("--preparation", "{nodes: two}", "--", "corpus"): "preparation.nodes: Expected a int",
+    ("--preparation", "{memory: 64}", "--", "corpus"): "preparation.memory: Expected a str",
+    ("--options", "{gpus-per-task: 1, ntasks-per-node: 8}", "--", "fit"): "set gpus_per_node instead",
+    ("--options", "{ntasks-per-node: 8}", "--", "fit"): "set tasks_per_node instead",
     ("--", "generate", "--bogus", "1"): "--bogus",
     ("--config", "none.yaml", "--", "corpus"): "none.yaml",
 }

@@ -15,9 +15,12 @@ from running import Run, start
 
 from megalit.callbacks import Checkpoint
 from megalit.cli import sweep
+from megalit.cli.fit_config import fit_config
 from megalit.scaling.records import read_record
+from megalit.tuning.results import Unit
 from megalit.tuning.space import Space
 from megalit.tuning.study import SharedStudy
+from megalit.tuning.trials import FitRunner, Outcome
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -186,6 +189,58 @@ def test_a_sweep_over_a_setting_of_a_callback_goes_on(run: Run, small: Path, tmp
     assert certificate(tmp_path)["trials"]["done"] == 2
 
 
+def test_a_sweep_that_was_killed_before_it_began_is_told_of_in_one_line(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SharedStudy(tmp_path / "begun")
+    assert run("sweep", "--output", "begun", "--status") == 2
+    said = capsys.readouterr().err
+    assert said == "megalit: error: begun holds a sweep that was stopped before it began: give its command again\n"
+
+
+def seeds_of_a_trial(fit: list[str], seed: int, space: dict[str, Any], **settings: Any) -> tuple[int, int]:
+    """Model and data seed of the first point's trial."""
+    held = Space.parse(space)
+    unit = Unit(held.start({}), seed)
+    _, _, _, _, *arguments = FitRunner(fit, Path("sweep"), **settings).command(unit, held, Path("trial"))
+    found = fit_config(arguments)
+    return found["model"]["seed"], found["data"]["init_args"]["seed"]
+
+
+def test_a_trials_seed_is_that_of_model_and_data_whatever_the_base_states(small: Path, tmp_path: Path) -> None:
+    """The saved configuration of a run states all seeds: without more, three trials would be one."""
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(yaml.safe_dump(fit_config(["--config", str(small)])))
+    of_a_class = ["--data=RealStream", "--data.stores=x", "--model.shape=nano"]
+    space = {"model.weight_decay": [0.1]}
+    for fit in (["--config", str(saved)], ["--config", str(small)], of_a_class):
+        assert [seeds_of_a_trial(fit, seed, space) for seed in (0, 1, 2)] == [(0, 0), (1, 1), (2, 2)]
+    # An axis may be a seed itself; and a sweep that names no seeds keeps a base's own, that are set apart.
+    assert seeds_of_a_trial(["--config", str(saved)], 1, {"data.seed": [7]}) == (1, 7)
+    apart = ["--config", str(saved), "--model.seed=3", "--data.seed=7"]
+    assert seeds_of_a_trial(apart, 0, space, base_seed=0) == (3, 7)
+    assert seeds_of_a_trial(apart, 1, space, base_seed=0) == (1, 1)
+
+
+def test_a_grid_of_fractions_ends_where_fit_takes_no_more(
+    run: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.5, 0.75, 0.9 would be followed by 1.05."""
+
+    def trial(runner: FitRunner, unit: Unit, *_: object) -> Outcome:
+        fraction = float(unit.point[0])
+        return (
+            Outcome("done", 2 - fraction, 1) if fraction <= 1 else Outcome("failed", error="choose a value in [0, 1]")
+        )
+
+    monkeypatch.setattr(FitRunner, "__call__", trial)
+    space = {"data.synthetic_fraction": [0.5, 0.75, 0.9]}
+    assert run("sweep", "--config", config(tmp_path, small, space=space, start={}), "--extend") == 0
+    found = certificate(tmp_path)
+    assert found["certified"]
+    assert found["edges"] == [["data.synthetic_fraction", "high"]]
+
+
 def test_a_base_that_cannot_run_ends_with_its_own_error(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     broken = config(tmp_path, small, fit=[f"--config={small}", "--data.stores=nowhere"])
     assert run("sweep", "--config", broken) == 2
@@ -208,3 +263,18 @@ def test_a_sampler_of_optuna_is_named_by_class_path(small: Path, tmp_path: Path)
     named = {"class_path": "optuna.samplers.TPESampler", "init_args": {"seed": 0, "n_startup_trials": 3}}
     command = sweep.parse("sweep", sweep.SweepCommand, ["--config", str(config(tmp_path, small, search=named))])
     assert type(sweep._sampler(command, Space.parse(command.space))) is TPESampler
+
+
+@pytest.mark.parametrize("values", [list(range(1, 10)), {"float": [0.001, 0.1]}])
+def test_the_bases_seed_is_that_of_a_random_search(
+    values: Any, run: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FitRunner, "__call__", lambda *_: Outcome("done", 1.0))
+    search = {"space": {"model.learning_rate": values}, "start": {}, "search": "random", "trials": 2}
+
+    def drawn(name: str, seed: int) -> Any:
+        fit = [f"--config={small}", f"--seed_everything={seed}"]
+        assert run("sweep", "--config", config(tmp_path, small, **search, fit=fit, output=name)) == 0
+        return SharedStudy(tmp_path / name).results.points
+
+    assert drawn("one", 0) == drawn("two", 0) != drawn("three", 1)

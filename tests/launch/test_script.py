@@ -207,6 +207,8 @@ def test_arrays_that_can_be() -> None:
         ({"gres": "tmp:1G,gpu:h100:4(S:0-1)"}, 4),
         ({"options": {"gpus-per-node": "h100:4"}}, 4),
         ({"options": {"gres": "gres/gpu:3"}}, 3),
+        ({"options": {"gpus": 8}}, 8),
+        ({"options": {"gpus": "h100:16"}, "nodes": 2}, 8),
     ],
 )
 def test_gpus_are_counted_wherever_they_are_asked_for(asked: dict[str, Any], gpus: int | None) -> None:
@@ -216,3 +218,22 @@ def test_gpus_are_counted_wherever_they_are_asked_for(asked: dict[str, Any], gpu
 def test_gpus_without_a_number_are_refused() -> None:
     with pytest.raises(UserError, match="how many GPUs 'h100' are cannot be read"):
         _ = SlurmSettings(gpus_per_node="h100").gpus
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"options": {"gpus": 8}, "nodes": 3}, "options.gpus is 8, which 3 nodes do not share: set gpus_per_node"),
+        ({"options": {"gpus-per-task": 1}}, "options.gpus-per-task does not say how many GPUs a node has"),
+        ({"options": {"gpus-per-socket": 2}}, "options.gpus-per-socket does not say how many GPUs a node has"),
+    ],
+)
+def test_gpus_that_cannot_be_counted_for_a_node_are_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _ = SlurmSettings(**asked).gpus
+
+
+@pytest.mark.parametrize("option", ["nodes", "ntasks", "ntasks-per-node", "ntasks-per-gpu"])
+def test_the_number_of_processes_is_no_option_that_the_program_is_not_told(option: str) -> None:
+    with pytest.raises(UserError, match=f"options.{option} is not told to the program: set .* instead"):
+        SlurmSettings(options={option: 8}).check()

@@ -8,6 +8,8 @@ from surfaces import Toy, open_study, sweep
 
 from megalit.tuning import ExhaustiveSampler, ShuffledSampler, certify
 from megalit.tuning.results import Unit
+from megalit.tuning.samplers import DrawnSampler
+from megalit.tuning.space import Point
 
 GRID = {"a": [1, 2, 3], "b": ["x", "y"]}
 
@@ -55,6 +57,33 @@ def test_a_sampler_of_optuna_on_ranges(tmp_path: Path) -> None:
     assert not certificate.certified
     assert certificate.loss == min(unit.point[0] for unit in toy.asked)
     assert "no neighbours" in (certificate.reason or "")
+
+
+def drawn(folder: Path, seed: int, workers: int = 1) -> list[Point]:
+    """The points of a random search on ranges, by workers that take turns."""
+    space = {"lr": {"float": [1e-4, 1e-1], "log": True}, "wd": {"float": [1e-4, 1e-1], "log": True}}
+    studies = [open_study(folder, space, by_number=False) for _ in range(workers)]
+    for trials in range(1, 7):
+        sweep(studies[trials % workers], Toy(lambda unit: 1.0), DrawnSampler(seed), trials=trials)
+    return studies[0].results.points
+
+
+def test_random_search_on_ranges_follows_from_its_seed_however_many_workers_share_it(tmp_path: Path) -> None:
+    points = drawn(tmp_path / "one", seed=0)
+    assert len(set(points)) == 6
+    assert all(lr != wd for lr, wd in points)
+    assert drawn(tmp_path / "two", seed=0, workers=2) == points
+    assert not set(drawn(tmp_path / "other", seed=1)) & set(points)
+
+
+@pytest.mark.filterwarnings("ignore:PartialFixedSampler is experimental")
+def test_where_a_sampler_repeats_itself_another_point_follows_from_the_seed(tmp_path: Path) -> None:
+    def order(folder: str, seed: int) -> list[Point]:
+        study = open_study(tmp_path / folder, {"a": list(range(12))}, seeds=[seed], by_number=False)
+        repeats = optuna.samplers.PartialFixedSampler({"a": 0}, optuna.samplers.RandomSampler())
+        return sweep(study, Toy(lambda unit: 1.0), repeats).points
+
+    assert order("one", 0) == order("two", 0) != order("three", 1)
 
 
 def test_a_base_that_never_works_ends_a_search_early(tmp_path: Path) -> None:

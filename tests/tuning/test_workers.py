@@ -1,6 +1,7 @@
 """Several workers on one study: nothing twice, and nothing lost where one of them dies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 from surfaces import PAPER, Toy, open_study, ridge, sweep
 
 from megalit.errors import UserError
@@ -136,6 +138,28 @@ def test_a_worker_that_dies_while_it_asks_leaves_no_claim(tmp_path: Path) -> Non
     assert results.claims[0].status == "abandoned"
 
 
+@pytest.mark.parametrize("sampler", [ConvexSampler(), optuna.samplers.RandomSampler()])
+def test_a_worker_whose_lock_was_broken_before_it_claimed_asks_again(
+    sampler: optuna.samplers.BaseSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(tmp_path, LINE, by_number=isinstance(sampler, ConvexSampler))
+    claim, slept = study.claim, []
+
+    def sleeps_once(trial: optuna.Trial, seed: int) -> None:
+        if not slept:
+            slept.append(trial.number)
+            SharedStudy(tmp_path).release_dead()  # by a worker that holds the lock now
+        claim(trial, seed)
+
+    monkeypatch.setattr(study, "claim", sleeps_once)
+    toy = Toy(lambda unit: abs(unit.point[0] - 3))  # type: ignore[operator]
+    results = sweep(study, toy, sampler)
+    assert slept == [0]
+    assert results.claims[0].status == "abandoned"
+    assert certify(results).certified
+    assert set(toy.asked.values()) == {1}
+
+
 def test_a_worker_that_fails_gives_its_point_back(tmp_path: Path) -> None:
     study = open_study(tmp_path, LINE)
 
@@ -167,6 +191,42 @@ def test_another_sweep_in_the_folder_is_refused(tmp_path: Path) -> None:
     larger = Space.parse({"a": [1, 2, 3, 4, 5, 6]})
     SharedStudy(tmp_path).describe({"suite": "iid"}, larger, [0], {}, False)
     assert Results(SharedStudy(tmp_path).study).space == larger
+
+
+@pytest.mark.parametrize("study_name", ["sweep", "old"])
+def test_a_folder_under_another_name_holds_the_same_sweep(study_name: str, tmp_path: Path) -> None:
+    """Also one whose study was named after the folder, and one that lies beside an empty study since it was renamed."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    storage = JournalStorage(JournalFileBackend(str(old / JOURNAL)))
+    optuna.create_study(storage=storage, study_name=study_name)
+    toy = Toy(lambda unit: abs(unit.point[0] - 3))  # type: ignore[operator]
+    sweep(open_study(old, LINE), toy, trials=2)
+    optuna.create_study(storage=storage, study_name="new")
+    shutil.copytree(old, new)
+    old.rename(tmp_path / "older")
+    for folder in (new, tmp_path / "older"):
+        assert SharedStudy(folder).results.count("done") == 2
+    certificate = certify(sweep(open_study(new, LINE), toy))
+    assert certificate.certified
+    assert set(toy.asked.values()) == {1}
+
+
+def test_a_look_at_a_sweep_writes_no_journal(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no sweep"):
+        SharedStudy(tmp_path / "nowhere", create=False)
+    assert not (tmp_path / "nowhere").exists()
+    # A command that was killed before it had said what the sweep is.
+    for begin in (lambda: (tmp_path / JOURNAL).touch(), lambda: SharedStudy(tmp_path)):
+        begin()
+        before = (tmp_path / JOURNAL).read_bytes()
+        with pytest.raises(UserError, match="stopped before it began: give its command again"):
+            SharedStudy(tmp_path, create=False)
+        assert (tmp_path / JOURNAL).read_bytes() == before
+    open_study(tmp_path, LINE)
+    before = (tmp_path / JOURNAL).read_bytes()
+    assert SharedStudy(tmp_path, create=False).results.claims == []
+    assert (tmp_path / JOURNAL).read_bytes() == before
 
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
