@@ -18,7 +18,7 @@ from rich.table import Table
 
 from megalit.cli.commands import parse
 from megalit.cli.console import console
-from megalit.cli.fit_config import WithoutTrainer, fit_config, parse_fit
+from megalit.cli.fit_config import ParsedFit, WithoutTrainer, fit_config, parse_fit
 from megalit.cli.run_folder import CONFIG, first_difference
 from megalit.errors import UserError
 from megalit.tuning.certificate import Certificate, certify
@@ -169,7 +169,10 @@ def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
         raise UserError("fit holds the verb itself: leave out 'fit'")
     for values in ends:
         fit_config([*command.fit, *flags([axis.key for axis in space.axes], values)])
-    return fit_config(command.fit)
+    base = parse_fit(ParsedFit, command.fit)
+    if base.config.overwrite:
+        raise UserError("fit.overwrite is not for sweeps, which go on with the trials that are there: leave it out")
+    return base.plain_config
 
 
 def _can_run(command: SweepCommand, keys: Sequence[str], point: Point) -> bool:

@@ -143,6 +143,7 @@ def trials_of(folder: Path) -> list[int]:
         (["--start", "{model.weight_decay: 7}"], "is not on the grid"),
         (["--fit", "[fit]"], "leave out 'fit'"),
         (["--fit", "[--model.depth=3]"], "model.depth"),
+        (["--fit+=[--overwrite, 'true']"], "fit.overwrite is not for sweeps"),
         (["--space", "{}"], "space is empty"),
         (["--space", "{model.depth: [1, 2]}", "--start", "{}"], "model.depth"),
         (["--space", "{model.weight_decay: []}"], "is an empty grid"),
