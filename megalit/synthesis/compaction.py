@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from megalit.corpus import tables
 from megalit.corpus.tables import TRAIN, Corpus, TableWriter
-from megalit.files import lock, read_json, write_atomic, write_json
+from megalit.files import lock, read_json, remove_leftovers, write_atomic, write_json
 from megalit.synthesis.items import Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Place, Settings
 from megalit.synthesis.ledger import Ledger
@@ -72,6 +72,9 @@ def compact(
     if missing:
         return Compacted(0, given_up, missing, index.declined)
     with lock(folder / MANIFEST):
+        # A table is as large as all its texts, so what killed processes wrote of one may fill the disk.
+        for name in (TABLE, MANIFEST):
+            remove_leftovers(folder / name)
         written = _manifest(folder)
         if not work.redo and written.get("identities") == identities.hexdigest()[:16]:
             return Compacted(written["rows"], given_up, 0, index.declined)
