@@ -29,6 +29,8 @@ from megalit.synthesis.work import Counts, Shard, Work
 
 # What the generations in a folder are made with; another folder holds those of another recipe or model.
 WORK = "generate.json"
+# So many seconds after an engine died of a signal, this process has heard it, too.
+_HEARD_AFTER = 0.5
 
 HELP = """
 Recipes: Rephrase, CritiqueAndRevise, LatentThoughts, Unconditional, TokenNoise, or a class path of your own.
@@ -175,10 +177,27 @@ def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> 
 
 async def _until_told(generator: Generator) -> None:
     """Work until it is done, or until the process is told to end: the engine's own processes end with it."""
-    task = asyncio.current_task()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await generator.run()
+    is_told = False
+
+    def end() -> None:
+        nonlocal is_told
+        is_told = True
+        loop.remove_signal_handler(signal.SIGINT)  # the next Ctrl-C does not wait for the engine
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    try:
+        await generator.run()
+    except Exception as error:
+        # The signal comes to the engine's processes, too, and maybe to them first, or while the loop stood still and a
+        # model was loaded: an engine that dies of it is no mistake of the user's.
+        await asyncio.sleep(_HEARD_AFTER)
+        if is_told:
+            raise asyncio.CancelledError from error
+        raise
 
 
 def _progress_text(figures: dict[str, Any]) -> str:

@@ -1,12 +1,19 @@
 """``megalit generate`` on a folder that has seen it before: killed, refused, given twice, or asked for less."""
 
+import asyncio
+import json
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from data_sets import DataSet
 from forks import fork
 from running import Run
+
+from megalit.synthesis.engines import EngineError, Scripted
+from megalit.synthesis.requests import Completion, Request, Sampling
 
 CONFIG = """
 corpus: CORPUS
@@ -44,3 +51,45 @@ def test_tables_that_were_half_written_do_not_pile_up(config: Path, run: Run, tm
         assert len(list(Path("out").glob(".generations.parquet.*.tmp"))) == 1
     assert run("generate", "--config", config) == 0
     assert not list(Path("out").glob(".*.tmp"))
+
+
+class DiesOfTheSignal(Scripted):
+    """Its processes get the signal, too, and say so before the cancelled requests have ended."""
+
+    async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise EngineError("the engine has died") from None
+        raise AssertionError("nobody was told to end")
+
+
+class DiesFirst(Scripted):
+    async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGTERM)
+        raise EngineError("the engine has died")
+
+
+class DiesWhileItIsLoaded(Scripted):
+    async def __aenter__(self) -> "DiesWhileItIsLoaded":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        raise EngineError("the engine cannot be loaded")
+
+
+class DiesByItself(Scripted):
+    async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+        raise EngineError("the engine has died")
+
+
+@pytest.mark.parametrize("engine", [DiesOfTheSignal, DiesFirst, DiesWhileItIsLoaded])
+def test_an_engine_that_dies_of_the_same_signal_is_a_preemption(
+    config: Path, run: Run, capsys: pytest.CaptureFixture[str], engine: type[Scripted]
+) -> None:
+    """Code 130 brings a job back into the queue, 2 does not."""
+    assert run("generate", "--config", config, "--engine", f"{__name__}.{engine.__name__}") == 130
+    assert "interrupted; the same command continues" in capsys.readouterr().err
+    assert json.loads(Path("out/status/0-of-1.json").read_text())["state"] == "stopped"
+    assert run("generate", "--config", config, "--engine", f"{__name__}.DiesByItself") == 2
+    assert "the engine has died" in capsys.readouterr().err
