@@ -5,6 +5,7 @@ import datetime
 import json
 import signal
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from megalit.cli.console import Step, console
 from megalit.corpus.tables import Corpus
 from megalit.errors import UserError
 from megalit.files import lock, read_json, visible, write_json
+from megalit.preemption import lock_patience
 from megalit.synthesis import recipes  # noqa: F401 (so that their short names are known)
 from megalit.synthesis.cleaning import Cleaning
 from megalit.synthesis.compaction import MANIFEST, Compacted, compact
@@ -91,7 +93,8 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         work.engine.open()
     with lock(output / WORK):
         _same_work(made_with, output)
-    had_work = _generate(work, corpus, output, shard)
+    with _alone(output, shard):
+        had_work = _generate(work, corpus, output, shard)
     compacted = _compact(work, corpus, output)
     if not had_work and not compacted.missing:
         console.print(f"{output} is finished: {compacted.rows:,} generations; a higher `generations` adds more")
@@ -140,6 +143,18 @@ def _same_work(asked: dict[str, str], output: Path) -> None:
     if output.is_file() or visible(output):
         raise UserError(f"{output} is there and was not made by `megalit generate`: choose another output")
     write_json(path, asked)
+
+
+def _alone(output: Path, shard: Shard) -> AbstractContextManager[None]:
+    """Keep out other processes of this shard, which would make everything a second time.
+
+    Another division's shards may help; what they make at the same time as this one is made twice and stands once.
+
+    Raises:
+        UserError: another process makes this shard.
+    """
+    busy = f"another process makes shard {shard} of {output}: wait for it, or help it with another division (--shard)"
+    return lock(output / "journal" / f"shard-{shard.number}-of-{shard.of}", busy=busy, patience=lock_patience())
 
 
 def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> bool:

@@ -4,14 +4,16 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from data_sets import DataSet
 from forks import fork
-from running import Run
+from running import Run, start
 
+from megalit.files import lock
 from megalit.synthesis.engines import EngineError, Scripted
 from megalit.synthesis.requests import Completion, Request, Sampling
 
@@ -93,3 +95,36 @@ def test_an_engine_that_dies_of_the_same_signal_is_a_preemption(
     assert json.loads(Path("out/status/0-of-1.json").read_text())["state"] == "stopped"
     assert run("generate", "--config", config, "--engine", f"{__name__}.DiesByItself") == 2
     assert "the engine has died" in capsys.readouterr().err
+
+
+def test_a_shard_is_made_by_one_process(config: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text(config.read_text().replace("seconds: 0", "seconds: 0.5"))
+    first = start("generate", "--config", config, folder=config.parent)
+    while not list(Path("out/journal").glob("*.jsonl")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    assert run("generate", "--config", config) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "another process makes shard 0/1 of out: wait for it, or help it" in said
+    assert run("generate", "--config", config, "--shard", "1/3") == 0  # another division helps
+    assert first.wait(60) == 0
+
+
+def test_a_job_that_slurm_has_started_again_waits_for_its_lock(
+    config: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system may hold that of a node that died for a while."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run("generate", "--config", config, "--shard", "1/2") == 0
+    is_held = threading.Event()
+
+    def hold() -> None:
+        with lock(Path("out/journal/shard-0-of-2")):
+            is_held.set()
+            time.sleep(0.5)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    is_held.wait()
+    assert run("generate", "--config", config, "--shard", "0/2") == 0
+    holder.join()
