@@ -92,8 +92,19 @@ class Settings:
     value: dict[str, Any]
 
 
-Record = Completed | Accepted | Declined | Settings
-_KINDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in (Completed, Accepted, Declined, Settings)}
+@dataclass(frozen=True)
+class Ended:
+    """A shard has made its part of the samples, as far as could be told then, of so many tokens with these settings."""
+
+    shard: str
+    total_tokens: int
+    settings: str
+
+
+Record = Completed | Accepted | Declined | Settings | Ended
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__.lower(): kind for kind in (Completed, Accepted, Declined, Settings, Ended)
+}
 
 
 @dataclass(frozen=True)
@@ -166,6 +177,10 @@ class Journal:
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.get_running_loop().create_task(self._flush())
         await written
+
+    def write(self, record: Record) -> None:
+        """The same at once, for when nothing else is being written."""
+        self._write(_line(record))
 
     async def _flush(self) -> None:
         while self._waiting:
