@@ -34,6 +34,9 @@ WORK = "generate.json"
 # So many seconds after an engine died of a signal, this process has heard it, too.
 _HEARD_AFTER = 0.5
 
+_SWITCHES = ("--status", "--redo", "--retry_refused")
+_VALUES = (["true"], ["false"], ["True"], ["False"])
+
 HELP = """
 Recipes: Rephrase, CritiqueAndRevise, LatentThoughts, Unconditional, TokenNoise, or a class path of your own.
 Engines: Vllm, OpenAI, Transformers, Scripted.
@@ -57,6 +60,7 @@ class GenerateCommand:
         attempts: tries that a generation has before it is given up.
         shard: `i/n` makes the generations of every n-th document only, from number i on, for job arrays.
         redo: make again what was made with other settings of sampling or cleaning.
+        retry_refused: try again what the model refused for its length or by a filter, once it is served otherwise.
         status: say how far all shards are, and make nothing.
     """
 
@@ -71,13 +75,13 @@ class GenerateCommand:
     attempts: int = 3
     shard: str = "0/1"
     redo: bool = False
+    retry_refused: bool = False
     status: bool = False
 
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit generate``."""
-    # `--status` alone is easier to type.
-    arguments = [part + "=true" if part == "--status" else part for part in arguments]
+    arguments = [f"{part}=true" if _is_alone(arguments, place) else part for place, part in enumerate(arguments)]
     command = parse(verb, GenerateCommand, arguments, HELP)
     output = Path(command.output)
     if command.status:
@@ -98,11 +102,21 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     compacted = _compact(work, corpus, output)
     if not had_work and not compacted.missing:
         console.print(f"{output} is finished: {compacted.rows:,} generations; a higher `generations` adds more")
+    if compacted.refused:
+        console.print(
+            f"{compacted.refused:,} generations were refused by the model, for their length or by a filter: once it "
+            "takes them, with a longer context for example, --retry_refused tries them again"
+        )
     if compacted.missing:
         console.print(f"shard {shard} is done; other shards have {compacted.missing:,} generations still to make")
     else:
         _report(compacted, corpus, output)
         print(output)
+
+
+def _is_alone(arguments: Sequence[str], place: int) -> bool:
+    """Whether a switch stands without a value, which is easier to type."""
+    return arguments[place] in _SWITCHES and arguments[place + 1 : place + 2] not in _VALUES
 
 
 def _work(command: GenerateCommand) -> Work:
@@ -125,6 +139,7 @@ def _work(command: GenerateCommand) -> Work:
         total_tokens=command.total_tokens,
         attempts=command.attempts,
         redo=command.redo,
+        retry_refused=command.retry_refused,
     )
 
 

@@ -45,12 +45,14 @@ class Compacted:
         given_up: generations that no attempt gave.
         missing: generations that are still to be made; with any, nothing was written.
         declined: attempts that gave nothing, by reason.
+        refused: those of the generations given up that the model refused.
     """
 
     rows: int
     given_up: int
     missing: int
     declined: dict[str, int]
+    refused: int = 0
 
 
 def compact(
@@ -62,24 +64,25 @@ def compact(
     """
     journal = Journal(folder / "journal")
     index = _Index(work, journal)
-    missing = given_up = 0
+    missing = given_up = refused = 0
     identities = hashlib.sha256()
     for item, state in _states(work, corpus, index):
         missing += state is None
         given_up += state is False
+        refused += state is False and index.is_refused(work.identity(item))
         if isinstance(state, Place):
             identities.update(work.identity(item).encode())
     if missing:
-        return Compacted(0, given_up, missing, index.declined)
+        return Compacted(0, given_up, missing, index.declined, refused)
     with lock(folder / MANIFEST):
         # A table is as large as all its texts, so what killed processes wrote of one may fill the disk.
         for name in (TABLE, MANIFEST):
             remove_leftovers(folder / name)
         written = _manifest(folder)
         if not work.redo and written.get("identities") == identities.hexdigest()[:16]:
-            return Compacted(written["rows"], given_up, 0, index.declined)
+            return Compacted(written["rows"], given_up, 0, index.declined, refused)
         rows = _write(work, corpus, folder, index, identities.hexdigest()[:16], given_up, progress)
-    return Compacted(rows, given_up, 0, index.declined)
+    return Compacted(rows, given_up, 0, index.declined, refused)
 
 
 def _write(
@@ -222,6 +225,9 @@ class _Index:
             segment = where >> _OFFSET_BITS & (1 << _SEGMENT_BITS) - 1
             return Place(self._segments[segment], where & (1 << _OFFSET_BITS) - 1)
         return False if self._ledger.is_done(identity) else None
+
+    def is_refused(self, identity: str) -> bool:
+        return self._ledger.is_refused(identity)
 
     def tokens(self, state: State) -> int:
         if not isinstance(state, Place):

@@ -51,7 +51,7 @@ class Generator:
         self._journal = Journal(journal)
         self._shard = shard or Shard()
         self._progress = progress
-        self._ledger = work.ledger(self._own_identities())
+        self._ledger = work.ledger(self._own_identities(), work.retry_refused)
         self._next_look = 0.0
         self._to_do: Iterator[Item] | None = None
         self._named = False

@@ -20,6 +20,9 @@ from typing import IO, Any
 
 from megalit.synthesis.requests import Completion, Finish
 
+# Why a generation is given up whose request the model does not take.
+REFUSED = "too long for the model"
+
 _OPEN_FILES = 64
 # How a completion's line goes on behind its checksum and a space.
 _COMPLETED, _CHECKSUM = b'{"kind":"completed"', 9
@@ -82,6 +85,11 @@ class Declined:
     settings: str
     prompt_tokens: int
     tokens: int
+
+    @property
+    def refused(self) -> bool:
+        """Whether the model took no such request, for its length or by a filter: served otherwise, it might."""
+        return self.final and self.reason == REFUSED
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,25 @@ class Ledger:
         settings: fingerprint of the settings of now: attempts that were declined under others count no more.
         redo: generations that were made with other settings count as not made.
         only: remember these identities alone; None for all.
+        retry_refused: what the model refused so far counts as not tried.
     """
 
-    def __init__(self, attempts: int, settings: str, redo: bool = False, only: Set[bytes] | None = None) -> None:
+    def __init__(
+        self,
+        attempts: int,
+        settings: str,
+        redo: bool = False,
+        only: Set[bytes] | None = None,
+        retry_refused: bool = False,
+    ) -> None:
         self._attempts = attempts
         self._settings = settings
         self._redo = redo
         self._only = only
+        self._retry_refused = retry_refused
         self._accepted: set[bytes] = set()
         self._tries: dict[bytes, int] = {}
+        self._refused: set[bytes] = set()
         # Where they stand, not what they say: there may be millions of which none is needed.
         self._completions: dict[bytes, dict[str, Place]] = {}
         # Of samples, which no document counts: tokens by index, none of those that were given up.
@@ -40,7 +50,7 @@ class Ledger:
                 if self.counts(record):
                     self.accept(record)
             elif isinstance(record, Declined):
-                if record.settings == self._settings:
+                if record.settings == self._settings and not (self._retry_refused and record.refused):
                     self.decline(record)
             elif bytes.fromhex(record.of) not in self._accepted:
                 of = self._completions.setdefault(bytes.fromhex(record.of), {})
@@ -62,6 +72,10 @@ class Ledger:
     def decline(self, record: Declined) -> None:
         key = bytes.fromhex(record.of)
         if key not in self._accepted:
+            if record.refused:
+                self._refused.add(key)
+            else:
+                self._refused.discard(key)
             tried = self._attempts if record.final else record.attempt + 1
             self._tries[key] = max(self._tries.get(key, 0), tried)
             if self._tries[key] >= self._attempts:
@@ -75,6 +89,10 @@ class Ledger:
         """Made, or tried as often as allowed."""
         key = bytes.fromhex(identity)
         return key in self._accepted or self._tries.get(key, 0) >= self._attempts
+
+    def is_refused(self, identity: str) -> bool:
+        """Whether the last attempt was refused by the model."""
+        return bytes.fromhex(identity) in self._refused
 
     def next_attempt(self, identity: str) -> int:
         return self._tries.get(bytes.fromhex(identity), 0)

@@ -8,13 +8,14 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from data_sets import DataSet
 from forks import fork
 from running import Run, start
 
 from megalit.files import lock
-from megalit.synthesis.engines import EngineError, Scripted
+from megalit.synthesis.engines import EngineError, Scripted, TooLongError
 from megalit.synthesis.requests import Completion, Request, Sampling
 
 CONFIG = """
@@ -128,3 +129,46 @@ def test_a_job_that_slurm_has_started_again_waits_for_its_lock(
     is_held.wait()
     assert run("generate", "--config", config, "--shard", "0/2") == 0
     holder.join()
+
+
+class Served(Scripted):
+    """A server, of whose context length this program knows nothing."""
+
+    longest = 500
+
+    async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+        if len(request.messages[-1].content) > self.longest:
+            raise TooLongError("too long")
+        return await super().complete(request, sampling, seed)
+
+
+def test_what_a_server_refused_is_tried_again_when_asked_for(
+    config: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "--config", str(config), "--engine", f"{__name__}.Served"]
+
+    def rows() -> int:
+        return int(pq.read_metadata("out/generations.parquet").num_rows)
+
+    assert run(*command) == 0
+    some = rows()
+    assert "generations were refused by the model" in capsys.readouterr().err
+    # With no other context they are refused again, and the work still has an end.
+    assert run(*command, "--retry_refused") == 0
+    assert rows() == some
+    monkeypatch.setattr(Served, "longest", 100_000)
+    capsys.readouterr()
+    assert run(*command) == 0
+    said = capsys.readouterr().err
+    assert "is finished" in said
+    assert "--retry_refused tries them again" in said
+    assert rows() == some
+    assert run(*command, "--retry_refused", "--shard", "0/2") == 0
+    assert rows() > some
+    assert run(*command, "--retry_refused", "--shard", "1/2") == 0
+    report = json.loads(Path("out/report.json").read_text())
+    assert rows() == report["accepted"] > some
+    assert report["given_up"] == 0
+    capsys.readouterr()
+    assert run(*command) == 0
+    assert "refused" not in capsys.readouterr().err
