@@ -25,6 +25,9 @@ _LOOK_SHARE = 0.02
 _TICK = 5.0
 # Samples in a row of which none was accepted, after which a run up to a number of tokens is given up.
 _HOPELESS = 200
+# Generations that a process gave up without accepting one, after which it stops, whatever it makes: something is wrong
+# with the recipe, sampling or cleaning, and going on to the corpus' end would cost as much as if it were not.
+_ALL_REJECTED = 1000
 
 
 class Generator:
@@ -55,7 +58,7 @@ class Generator:
         self._next_look = 0.0
         self._to_do: Iterator[Item] | None = None
         self._named = False
-        self._in_vain = 0
+        self._in_vain = self._rejected = 0
         self.counts = Counts(self._total())
 
     def _total(self) -> int | None:
@@ -193,10 +196,20 @@ class Generator:
         counts.given_up += 1
         self._progress(counts)
         self._in_vain += 1
-        if work.total_tokens is not None and self._in_vain >= _HOPELESS:
+        # What is refused or unfit at once costs next to nothing, and documents may be in order of their lengths.
+        self._rejected += not declined.final
+        self._stop_if_in_vain()
+
+    def _stop_if_in_vain(self) -> None:
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.counts.declined.most_common(3))
+        if self._work.total_tokens is not None and self._in_vain >= _HOPELESS:
             raise UserError(
-                f"{self._in_vain} samples in a row were given up ({counts.declined.most_common(1)[0][0]}): look at "
-                "cleaning and sampling"
+                f"{self._in_vain} samples in a row were given up ({reasons}): look at cleaning and sampling"
+            )
+        if not self.counts.accepted and self._rejected >= _ALL_REJECTED:
+            raise UserError(
+                f"all of the first {self._rejected:,} generations were given up ({reasons}): look at cleaning, "
+                "sampling and recipe"
             )
 
     async def _write(self, record: Accepted | Declined) -> None:
