@@ -20,7 +20,7 @@ from megalit.files import lock, read_json, visible, write_json
 from megalit.preemption import lock_patience
 from megalit.synthesis import recipes  # noqa: F401 (so that their short names are known)
 from megalit.synthesis.cleaning import Cleaning
-from megalit.synthesis.compaction import MANIFEST, Compacted, compact
+from megalit.synthesis.compaction import MANIFEST, Compacted, check_not_fewer, compact
 from megalit.synthesis.engines import Engine
 from megalit.synthesis.generating import Generator
 from megalit.synthesis.items import Recipe
@@ -97,6 +97,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         work.engine.open()
     with lock(output / WORK):
         _same_work(made_with, output)
+    check_not_fewer(work, output)
     with _alone(output, shard):
         had_work = _generate(work, corpus, output, shard)
     compacted = _compact(work, corpus, output)

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from megalit.corpus import tables
 from megalit.corpus.tables import TRAIN, Corpus, TableWriter
+from megalit.errors import UserError
 from megalit.files import lock, read_json, remove_leftovers, write_atomic, write_json
 from megalit.synthesis.items import Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Place, Settings
@@ -83,6 +85,40 @@ def compact(
             return Compacted(written["rows"], given_up, 0, index.declined, refused)
         rows = _write(work, corpus, folder, index, identities.hexdigest()[:16], given_up, progress)
     return Compacted(rows, given_up, 0, index.declined, refused)
+
+
+def check_not_fewer(work: Work, folder: Path) -> None:
+    """Refuse to take generations out of a finished table, which stores and runs may go back to.
+
+    Raises:
+        UserError: it holds more than is asked for.
+    """
+    held = _manifest(folder)
+    if not held:
+        return
+    if work.recipe.kind != "samples":
+        if len(work.recipe.indices(held["count"])) > len(work.recipe.indices(work.count)):
+            raise UserError(
+                f"{folder} holds {held['count']} generations of each document, and {work.count} are asked for: give "
+                f"--generations {held['count']} or more, or another output (training takes fewer by data.generations)"
+            )
+        return
+    table = pq.read_table(folder / TABLE, columns=["generation", "tokens"])
+    made, tokens = (table[name].to_numpy() for name in ("generation", "tokens"))
+    if work.total_tokens is None:
+        number = int(made[-1]) + 1 if len(made) else 0
+        if number > work.count:
+            raise UserError(
+                f"{folder} holds {number:,} samples, and {work.count:,} are asked for: give --generations {number} or "
+                "more, or another output"
+            )
+        return
+    needed = int(np.maximum(1, tokens[:-1]).sum()) + 1  # that the last sample is still wanted
+    if needed > work.total_tokens:
+        raise UserError(
+            f"{folder} holds samples of {needed:,} tokens, and {work.total_tokens:,} are asked for: give "
+            f"--total_tokens {needed} or more, or another output"
+        )
 
 
 def _write(

@@ -172,3 +172,31 @@ def test_what_a_server_refused_is_tried_again_when_asked_for(
     capsys.readouterr()
     assert run(*command) == 0
     assert "refused" not in capsys.readouterr().err
+
+
+def test_nothing_is_taken_out_of_a_finished_table(config: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "--config", str(config)]
+    assert run(*command) == 0
+    before = Path("out/generations.parquet").read_bytes()
+    capsys.readouterr()
+    assert run(*command, "--generations", "2") == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "out holds 3 generations of each document, and 2 are asked for: give --generations 3 or more" in said
+    assert Path("out/generations.parquet").read_bytes() == before
+    assert run(*command, "--generations", "4") == 0
+
+    # A recipe that decides by itself how many it makes has no fewer.
+    thoughts = [*command, "--output", "thoughts", "--recipe", "LatentThoughts"]
+    assert run(*thoughts) == 0
+    assert run(*thoughts, "--generations", "1") == 0
+
+    samples = [*command, "--output", "samples", "--recipe", "Unconditional"]
+    assert run(*samples, "--total_tokens", "500") == 0
+    before = Path("samples/generations.parquet").read_bytes()
+    capsys.readouterr()
+    for fewer, said in (("--total_tokens", "tokens, and 200 are asked for"), ("--generations", "samples, and 2 are")):
+        assert run(*samples, fewer, "200" if "tokens" in fewer else "2") == 2
+        assert said in capsys.readouterr().err
+    assert run(*samples, "--total_tokens", "495") == 0  # as many samples
+    assert Path("samples/generations.parquet").read_bytes() == before
+    assert run(*samples, "--total_tokens", "600") == 0
