@@ -109,7 +109,9 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             "takes them, with a longer context for example, --retry_refused tries them again"
         )
     if compacted.missing:
-        console.print(f"shard {shard} is done; other shards have {compacted.missing:,} generations still to make")
+        # How many samples it takes to so many tokens is not known before they are made.
+        left = "samples" if work.total_tokens is not None else f"{compacted.missing:,} generations"
+        console.print(f"shard {shard} is done; other shards have {left} still to make")
     else:
         _report(compacted, corpus, output)
         print(output)

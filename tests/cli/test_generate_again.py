@@ -200,3 +200,15 @@ def test_nothing_is_taken_out_of_a_finished_table(config: Path, run: Run, capsys
     assert run(*samples, "--total_tokens", "495") == 0  # as many samples
     assert Path("samples/generations.parquet").read_bytes() == before
     assert run(*samples, "--total_tokens", "600") == 0
+
+
+def test_shards_of_samples_need_to_run_once(config: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "--config", str(config), "--recipe", "Unconditional", "--total_tokens", "900"]
+    for number in (2, 0, 3, 1):
+        capsys.readouterr()
+        assert run(*command, "--shard", f"{number}/4") == 0
+        assert ("other shards have samples still to make" in capsys.readouterr().err) == (number != 1)
+    tokens = pq.read_table("out/generations.parquet", columns=["tokens"]).column(0).to_pylist()
+    assert sum(tokens[:-1]) < 900 <= sum(tokens)
+    statuses = [json.loads(path.read_text()) for path in Path("out/status").glob("*.json")]
+    assert sum(status["tokens"] for status in statuses) < 1.2 * 900
