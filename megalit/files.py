@@ -2,13 +2,15 @@
 
 Everything the program writes goes to a temporary name beside its target, is flushed to the
 disk and is then renamed, so a reader never meets half a file and a killed process leaves
-nothing but a temporary name, which the next build under the same lock removes.
+nothing but a temporary name. Where a lock keeps other writers out, who holds it next removes
+those: :func:`new_folder` does by itself, and :func:`remove_leftovers` does it for files.
 """
 
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -64,6 +66,18 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed calls of :func:`write_atomic` left behind for ``path``.
+
+    To be called under a lock that everyone who writes ``path`` holds: what another process is writing looks the same.
+    """
+    # Exactly the names that mkstemp gives: a user may keep a hidden file of a similar one.
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if ours.fullmatch(left.name):
+            left.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+# Where a node died, the file system may hold its locks for so many seconds.
+_LOCK_SECONDS = 180
+
 # "Try again" in sysexits.h; SLURM takes any code but 0 for a failure.
 STOPPED = 75
 SIGNALS = ("SIGUSR1", "SIGTERM")
@@ -92,6 +95,16 @@ def slurm_job() -> str | None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ.get("SLURM_JOB_ID")
+
+
+def is_requeued() -> bool:
+    """Whether SLURM has started this job before."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def lock_patience() -> float:
+    """Seconds to wait for the lock of this job's work, which its own earlier start may seem to hold."""
+    return _LOCK_SECONDS if is_requeued() else 0
 
 
 def requeue_job() -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megalit.files import lock, new_folder, write_atomic
+from megalit.files import lock, new_folder, remove_leftovers, write_atomic
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
@@ -23,6 +23,25 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
         write_atomic(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_killed_writes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from megalit.files import write_atomic\n"
+        "write_atomic(Path(sys.argv[1]), lambda file: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    for target in (path, tmp_path / "f.other"):
+        assert subprocess.run([sys.executable, "-c", code, str(target)], check=False).returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(".f.????????.tmp")
+    others = {tmp_path / name for name in (".f.mine.tmp", ".f.tmp", ".g.abcdefgh.tmp", "f.abcdefgh.tmp")}
+    for other in others:
+        other.write_text("x")
+    others |= set(tmp_path.glob(".f.other.*.tmp"))
+    assert len(others) == 5
+    remove_leftovers(path)
+    assert left not in others
+    assert set(tmp_path.iterdir()) == others
 
 
 def test_files_are_as_readable_as_any_other(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import datetime
 import json
 import signal
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from megalit.cli.console import Step, console
 from megalit.corpus.tables import Corpus
 from megalit.errors import UserError
 from megalit.files import lock, read_json, visible, write_json
+from megalit.preemption import lock_patience
 from megalit.synthesis import recipes  # noqa: F401 (so that their short names are known)
 from megalit.synthesis.cleaning import Cleaning
-from megalit.synthesis.compaction import MANIFEST, Compacted, compact
+from megalit.synthesis.compaction import MANIFEST, Compacted, check_not_fewer, compact
 from megalit.synthesis.engines import Engine
 from megalit.synthesis.generating import Generator
 from megalit.synthesis.items import Recipe
@@ -29,6 +31,11 @@ from megalit.synthesis.work import Counts, Shard, Work
 
 # What the generations in a folder are made with; another folder holds those of another recipe or model.
 WORK = "generate.json"
+# So many seconds after an engine died of a signal, this process has heard it, too.
+_HEARD_AFTER = 0.5
+
+_SWITCHES = ("--status", "--redo", "--retry_refused")
+_VALUES = (["true"], ["false"], ["True"], ["False"])
 
 HELP = """
 Recipes: Rephrase, CritiqueAndRevise, LatentThoughts, Unconditional, TokenNoise, or a class path of your own.
@@ -53,6 +60,7 @@ class GenerateCommand:
         attempts: tries that a generation has before it is given up.
         shard: `i/n` makes the generations of every n-th document only, from number i on, for job arrays.
         redo: make again what was made with other settings of sampling or cleaning.
+        retry_refused: try again what the model refused for its length or by a filter, once it is served otherwise.
         status: say how far all shards are, and make nothing.
     """
 
@@ -67,13 +75,13 @@ class GenerateCommand:
     attempts: int = 3
     shard: str = "0/1"
     redo: bool = False
+    retry_refused: bool = False
     status: bool = False
 
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit generate``."""
-    # `--status` alone is easier to type.
-    arguments = [part + "=true" if part == "--status" else part for part in arguments]
+    arguments = [f"{part}=true" if _is_alone(arguments, place) else part for place, part in enumerate(arguments)]
     command = parse(verb, GenerateCommand, arguments, HELP)
     output = Path(command.output)
     if command.status:
@@ -89,15 +97,29 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         work.engine.open()
     with lock(output / WORK):
         _same_work(made_with, output)
-    had_work = _generate(work, corpus, output, shard)
+    check_not_fewer(work, output)
+    with _alone(output, shard):
+        had_work = _generate(work, corpus, output, shard)
     compacted = _compact(work, corpus, output)
     if not had_work and not compacted.missing:
         console.print(f"{output} is finished: {compacted.rows:,} generations; a higher `generations` adds more")
+    if compacted.refused:
+        console.print(
+            f"{compacted.refused:,} generations were refused by the model, for their length or by a filter: once it "
+            "takes them, with a longer context for example, --retry_refused tries them again"
+        )
     if compacted.missing:
-        console.print(f"shard {shard} is done; other shards have {compacted.missing:,} generations still to make")
+        # How many samples it takes to so many tokens is not known before they are made.
+        left = "samples" if work.total_tokens is not None else f"{compacted.missing:,} generations"
+        console.print(f"shard {shard} is done; other shards have {left} still to make")
     else:
         _report(compacted, corpus, output)
         print(output)
+
+
+def _is_alone(arguments: Sequence[str], place: int) -> bool:
+    """Whether a switch stands without a value, which is easier to type."""
+    return arguments[place] in _SWITCHES and arguments[place + 1 : place + 2] not in _VALUES
 
 
 def _work(command: GenerateCommand) -> Work:
@@ -120,6 +142,7 @@ def _work(command: GenerateCommand) -> Work:
         total_tokens=command.total_tokens,
         attempts=command.attempts,
         redo=command.redo,
+        retry_refused=command.retry_refused,
     )
 
 
@@ -138,6 +161,18 @@ def _same_work(asked: dict[str, str], output: Path) -> None:
     if output.is_file() or visible(output):
         raise UserError(f"{output} is there and was not made by `megalit generate`: choose another output")
     write_json(path, asked)
+
+
+def _alone(output: Path, shard: Shard) -> AbstractContextManager[None]:
+    """Keep out other processes of this shard, which would make everything a second time.
+
+    Another division's shards may help; what they make at the same time as this one is made twice and stands once.
+
+    Raises:
+        UserError: another process makes this shard.
+    """
+    busy = f"another process makes shard {shard} of {output}: wait for it, or help it with another division (--shard)"
+    return lock(output / "journal" / f"shard-{shard.number}-of-{shard.of}", busy=busy, patience=lock_patience())
 
 
 def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> bool:
@@ -175,10 +210,27 @@ def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> 
 
 async def _until_told(generator: Generator) -> None:
     """Work until it is done, or until the process is told to end: the engine's own processes end with it."""
-    task = asyncio.current_task()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await generator.run()
+    is_told = False
+
+    def end() -> None:
+        nonlocal is_told
+        is_told = True
+        loop.remove_signal_handler(signal.SIGINT)  # the next Ctrl-C does not wait for the engine
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    try:
+        await generator.run()
+    except Exception as error:
+        # The signal comes to the engine's processes, too, and maybe to them first, or while the loop stood still and a
+        # model was loaded: an engine that dies of it is no mistake of the user's.
+        await asyncio.sleep(_HEARD_AFTER)
+        if is_told:
+            raise asyncio.CancelledError from error
+        raise
 
 
 def _progress_text(figures: dict[str, Any]) -> str:

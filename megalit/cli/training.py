@@ -5,7 +5,6 @@ checkpoint, measure the last weights, write the record.
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,7 +27,7 @@ from megalit.cli.run_folder import LOSS_CURVE, METRICS, Adoption, RunFolder
 from megalit.cli.tables import plan_table, result_table
 from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
-from megalit.preemption import STOP, Preempted
+from megalit.preemption import STOP, Preempted, is_requeued, lock_patience
 from megalit.scaling.plots import loss_curve
 from megalit.streams import StreamDataModule
 
@@ -54,9 +53,6 @@ _REMEDY = {
 
 
 _Kind = TypeVar("_Kind")
-
-# How long a job that SLURM has started again waits for the lock of its run.
-_LOCK_SECONDS = 180
 
 _OVERWRITE = "Replace the run that is in the folder; the same command continues the new one until it is finished."
 
@@ -126,11 +122,6 @@ def _check_validation(trainer: Any, steps: int) -> None:
 
 def _forget(state_dict: dict[str, Any]) -> None:
     """Load nothing."""
-
-
-def _is_requeued() -> bool:
-    """Whether SLURM has started this job before: then --overwrite has had its effect."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def quiet() -> None:
@@ -224,13 +215,12 @@ class TrainingCLI(LightningCLI):
     def fit(self, **_: Any) -> None:
         config = self.config_init["fit"]
         run = RunFolder(Path(config.run))
-        # Where a node died, the file system may hold its lock for a while.
-        patience = _LOCK_SECONDS if _is_requeued() else 0
-        with run.alone(patience) if self.trainer.is_global_zero else nullcontext():
+        with run.alone(lock_patience()) if self.trainer.is_global_zero else nullcontext():
             self._fit(config, run)
 
     def _fit(self, config: Any, run: RunFolder) -> None:
-        overwrite = config.overwrite and not _is_requeued() and not run.is_replaced(self.plain_config)
+        # Where SLURM has started this job before, it has had its effect.
+        overwrite = config.overwrite and not is_requeued() and not run.is_replaced(self.plain_config)
         run.check(self.plain_config, overwrite=overwrite)
         if run.finished is not None and not overwrite:
             console.print(f"the run in {run.path} is finished:")

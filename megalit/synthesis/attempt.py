@@ -7,7 +7,7 @@ from dataclasses import replace
 from megalit.synthesis.cleaning import answer
 from megalit.synthesis.engines import TooLongError
 from megalit.synthesis.items import Generated, Item, Outcome, Rejected
-from megalit.synthesis.journal import Accepted, Completed, Declined, Journal, Record
+from megalit.synthesis.journal import REFUSED, Accepted, Completed, Declined, Journal, Record
 from megalit.synthesis.requests import Completion, Request, request_key, request_seed
 from megalit.synthesis.work import Work
 
@@ -61,7 +61,7 @@ class Attempt:
         except* TooLongError:
             too_long = True
         if too_long:
-            return Rejected("too long for the model", final=True)
+            return Rejected(REFUSED, final=True)
         completions = []
         for request, task in zip(requests, tasks, strict=True):
             completion = answer(task.result())

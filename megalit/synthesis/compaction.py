@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from megalit.corpus import tables
 from megalit.corpus.tables import TRAIN, Corpus, TableWriter
-from megalit.files import lock, read_json, write_atomic, write_json
+from megalit.errors import UserError
+from megalit.files import lock, read_json, remove_leftovers, write_atomic, write_json
 from megalit.synthesis.items import Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Place, Settings
 from megalit.synthesis.ledger import Ledger
@@ -45,12 +47,14 @@ class Compacted:
         given_up: generations that no attempt gave.
         missing: generations that are still to be made; with any, nothing was written.
         declined: attempts that gave nothing, by reason.
+        refused: those of the generations given up that the model refused.
     """
 
     rows: int
     given_up: int
     missing: int
     declined: dict[str, int]
+    refused: int = 0
 
 
 def compact(
@@ -62,21 +66,59 @@ def compact(
     """
     journal = Journal(folder / "journal")
     index = _Index(work, journal)
-    missing = given_up = 0
+    missing = given_up = refused = 0
     identities = hashlib.sha256()
     for item, state in _states(work, corpus, index):
         missing += state is None
         given_up += state is False
+        refused += state is False and index.is_refused(work.identity(item))
         if isinstance(state, Place):
             identities.update(work.identity(item).encode())
     if missing:
-        return Compacted(0, given_up, missing, index.declined)
+        return Compacted(0, given_up, missing, index.declined, refused)
     with lock(folder / MANIFEST):
+        # A table is as large as all its texts, so what killed processes wrote of one may fill the disk.
+        for name in (TABLE, MANIFEST):
+            remove_leftovers(folder / name)
         written = _manifest(folder)
         if not work.redo and written.get("identities") == identities.hexdigest()[:16]:
-            return Compacted(written["rows"], given_up, 0, index.declined)
+            return Compacted(written["rows"], given_up, 0, index.declined, refused)
         rows = _write(work, corpus, folder, index, identities.hexdigest()[:16], given_up, progress)
-    return Compacted(rows, given_up, 0, index.declined)
+    return Compacted(rows, given_up, 0, index.declined, refused)
+
+
+def check_not_fewer(work: Work, folder: Path) -> None:
+    """Refuse to take generations out of a finished table, which stores and runs may go back to.
+
+    Raises:
+        UserError: it holds more than is asked for.
+    """
+    held = _manifest(folder)
+    if not held:
+        return
+    if work.recipe.kind != "samples":
+        if len(work.recipe.indices(held["count"])) > len(work.recipe.indices(work.count)):
+            raise UserError(
+                f"{folder} holds {held['count']} generations of each document, and {work.count} are asked for: give "
+                f"--generations {held['count']} or more, or another output (training takes fewer by data.generations)"
+            )
+        return
+    table = pq.read_table(folder / TABLE, columns=["generation", "tokens"])
+    made, tokens = (table[name].to_numpy() for name in ("generation", "tokens"))
+    if work.total_tokens is None:
+        number = int(made[-1]) + 1 if len(made) else 0
+        if number > work.count:
+            raise UserError(
+                f"{folder} holds {number:,} samples, and {work.count:,} are asked for: give --generations {number} or "
+                "more, or another output"
+            )
+        return
+    needed = int(np.maximum(1, tokens[:-1]).sum()) + 1  # that the last sample is still wanted
+    if needed > work.total_tokens:
+        raise UserError(
+            f"{folder} holds samples of {needed:,} tokens, and {work.total_tokens:,} are asked for: give "
+            f"--total_tokens {needed} or more, or another output"
+        )
 
 
 def _write(
@@ -219,6 +261,9 @@ class _Index:
             segment = where >> _OFFSET_BITS & (1 << _SEGMENT_BITS) - 1
             return Place(self._segments[segment], where & (1 << _OFFSET_BITS) - 1)
         return False if self._ledger.is_done(identity) else None
+
+    def is_refused(self, identity: str) -> bool:
+        return self._ledger.is_refused(identity)
 
     def tokens(self, state: State) -> int:
         if not isinstance(state, Place):

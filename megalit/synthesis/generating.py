@@ -15,6 +15,7 @@ from megalit.errors import UserError
 from megalit.synthesis.attempt import Attempt
 from megalit.synthesis.items import Generated, Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Settings
+from megalit.synthesis.samples import all_ended, ended, samples_to_begin
 from megalit.synthesis.work import Counts, Shard, Work, document_items, sources
 
 # How often what other processes have written is looked at, in seconds, and for what share of the time at most: all
@@ -24,6 +25,9 @@ _LOOK_SHARE = 0.02
 _TICK = 5.0
 # Samples in a row of which none was accepted, after which a run up to a number of tokens is given up.
 _HOPELESS = 200
+# Generations that a process gave up without accepting one, after which it stops, whatever it makes: something is wrong
+# with the recipe, sampling or cleaning, and going on to the corpus' end would cost as much as if it were not.
+_ALL_REJECTED = 1000
 
 
 class Generator:
@@ -50,11 +54,11 @@ class Generator:
         self._journal = Journal(journal)
         self._shard = shard or Shard()
         self._progress = progress
-        self._ledger = work.ledger(self._own_identities())
+        self._ledger = work.ledger(self._own_identities(), work.retry_refused)
         self._next_look = 0.0
         self._to_do: Iterator[Item] | None = None
         self._named = False
-        self._in_vain = 0
+        self._in_vain = self._rejected = 0
         self.counts = Counts(self._total())
 
     def _total(self) -> int | None:
@@ -79,10 +83,29 @@ class Generator:
         # The first reading was of all there is; what comes later is little.
         self._next_look = time.monotonic() + _LOOK_EVERY
         self.counts.before = 0
-        missing = self._missing()
-        first = next(missing, None)
-        self._to_do = None if first is None else chain([first], missing)
-        return first is not None
+        if self._work.total_tokens is None:
+            self._to_do = _if_any(self._missing(self._items()))
+        else:
+            mine = (index % self._shard.of == self._shard.number for index in self._ledger.sample_tokens)
+            self.counts.before = sum(mine)
+            self._to_do = self._more_samples()
+        return self._to_do is not None
+
+    def _more_samples(self) -> Iterator[Item] | None:
+        """What is to be made next of samples up to a number of tokens; None if it is nothing, or others' part."""
+        self._refresh()
+        mine = _if_any(self._missing(samples_to_begin(self._work, self._ledger, self._shard)))
+        if mine is not None or self._shard.of == 1:
+            return mine
+        over = ended(self._work, self._shard)
+        if over not in self._ledger.ended:
+            self._journal.write(over)
+            self._ledger.ended.add(over)
+        # Each shard's part ended where the average of its time said. The last one fills what is left between them.
+        self._refresh()
+        if not all_ended(self._work, self._ledger, self._shard.of):
+            return None
+        return _if_any(self._missing(samples_to_begin(self._work, self._ledger, self._shard, of_all=True)))
 
     async def run(self) -> Counts:
         """Make what is missing; where nothing is, the engine is not needed.
@@ -101,10 +124,12 @@ class Generator:
             async with self._work.engine:
                 self.counts.began = time.monotonic()
                 try:
-                    async with asyncio.TaskGroup() as tasks:
-                        for item in self._to_do:
-                            await slots.acquire()
-                            tasks.create_task(self._make(item)).add_done_callback(lambda _: slots.release())
+                    while self._to_do is not None:
+                        async with asyncio.TaskGroup() as tasks:
+                            for item in self._to_do:
+                                await slots.acquire()
+                                tasks.create_task(self._make(item)).add_done_callback(lambda _: slots.release())
+                        self._to_do = None if self._work.total_tokens is None else self._more_samples()
                 except BaseExceptionGroup as group:
                     raise _first(group) from None
                 finally:
@@ -120,8 +145,8 @@ class Generator:
             await asyncio.sleep(_TICK)
             self._progress(self.counts)
 
-    def _missing(self) -> Iterator[Item]:
-        for item in self._items():
+    def _missing(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
             if time.monotonic() > self._next_look:
                 self._refresh()
             if self._ledger.is_done(self._work.identity(item)):
@@ -134,17 +159,8 @@ class Generator:
         if self._corpus is not None:
             yield from document_items(self._work, sources(self._corpus, self._shard))
             return
-        index = self._shard.number
-        while self._wants(index):
+        for index in range(self._shard.number, self._work.count, self._shard.of):
             yield Item(None, index)
-            index += self._shard.of
-
-    def _wants(self, index: int) -> bool:
-        """Whether there is to be a sample of this number."""
-        if self._work.total_tokens is None:
-            return index < self._work.count
-        # Those before it that are not finished will have tokens, too, but nobody knows how many.
-        return self._ledger.tokens_before(index) < self._work.total_tokens
 
     def _refresh(self) -> None:
         """Take in what other processes have written."""
@@ -180,10 +196,20 @@ class Generator:
         counts.given_up += 1
         self._progress(counts)
         self._in_vain += 1
-        if work.total_tokens is not None and self._in_vain >= _HOPELESS:
+        # What is refused or unfit at once costs next to nothing, and documents may be in order of their lengths.
+        self._rejected += not declined.final
+        self._stop_if_in_vain()
+
+    def _stop_if_in_vain(self) -> None:
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in self.counts.declined.most_common(3))
+        if self._work.total_tokens is not None and self._in_vain >= _HOPELESS:
             raise UserError(
-                f"{self._in_vain} samples in a row were given up ({counts.declined.most_common(1)[0][0]}): look at "
-                "cleaning and sampling"
+                f"{self._in_vain} samples in a row were given up ({reasons}): look at cleaning and sampling"
+            )
+        if not self.counts.accepted and self._rejected >= _ALL_REJECTED:
+            raise UserError(
+                f"all of the first {self._rejected:,} generations were given up ({reasons}): look at cleaning, "
+                "sampling and recipe"
             )
 
     async def _write(self, record: Accepted | Declined) -> None:
@@ -192,6 +218,12 @@ class Generator:
             self._named = True
             await self._journal.append(Settings(self._work.fingerprint, self._work.settings))
         await self._journal.append(record)
+
+
+def _if_any(items: Iterator[Item]) -> Iterator[Item] | None:
+    """The same items, or None where there is none."""
+    first = next(items, None)
+    return None if first is None else chain([first], items)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -20,6 +20,9 @@ from typing import IO, Any
 
 from megalit.synthesis.requests import Completion, Finish
 
+# Why a generation is given up whose request the model does not take.
+REFUSED = "too long for the model"
+
 _OPEN_FILES = 64
 # How a completion's line goes on behind its checksum and a space.
 _COMPLETED, _CHECKSUM = b'{"kind":"completed"', 9
@@ -83,6 +86,11 @@ class Declined:
     prompt_tokens: int
     tokens: int
 
+    @property
+    def refused(self) -> bool:
+        """Whether the model took no such request, for its length or by a filter: served otherwise, it might."""
+        return self.final and self.reason == REFUSED
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -92,8 +100,19 @@ class Settings:
     value: dict[str, Any]
 
 
-Record = Completed | Accepted | Declined | Settings
-_KINDS: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in (Completed, Accepted, Declined, Settings)}
+@dataclass(frozen=True)
+class Ended:
+    """A shard has made its part of the samples, as far as could be told then, of so many tokens with these settings."""
+
+    shard: str
+    total_tokens: int
+    settings: str
+
+
+Record = Completed | Accepted | Declined | Settings | Ended
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__.lower(): kind for kind in (Completed, Accepted, Declined, Settings, Ended)
+}
 
 
 @dataclass(frozen=True)
@@ -166,6 +185,10 @@ class Journal:
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.get_running_loop().create_task(self._flush())
         await written
+
+    def write(self, record: Record) -> None:
+        """The same at once, for when nothing else is being written."""
+        self._write(_line(record))
 
     async def _flush(self) -> None:
         while self._waiting:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Set
 
-from megalit.synthesis.journal import Accepted, Declined, Place, Record, Settings
+from megalit.synthesis.journal import Accepted, Declined, Ended, Place, Record, Settings
 
 
 class Ledger:
@@ -13,31 +13,44 @@ class Ledger:
         settings: fingerprint of the settings of now: attempts that were declined under others count no more.
         redo: generations that were made with other settings count as not made.
         only: remember these identities alone; None for all.
+        retry_refused: what the model refused so far counts as not tried.
     """
 
-    def __init__(self, attempts: int, settings: str, redo: bool = False, only: Set[bytes] | None = None) -> None:
+    def __init__(
+        self,
+        attempts: int,
+        settings: str,
+        redo: bool = False,
+        only: Set[bytes] | None = None,
+        retry_refused: bool = False,
+    ) -> None:
         self._attempts = attempts
         self._settings = settings
         self._redo = redo
         self._only = only
+        self._retry_refused = retry_refused
         self._accepted: set[bytes] = set()
         self._tries: dict[bytes, int] = {}
+        self._refused: set[bytes] = set()
         # Where they stand, not what they say: there may be millions of which none is needed.
         self._completions: dict[bytes, dict[str, Place]] = {}
-        # Of samples, which no document counts: tokens by index, and the sum of those before a place.
-        self._sample_tokens: dict[int, int] = {}
-        self._place = self._before = 0
+        # Of samples, which no document counts: tokens by index, none of those that were given up.
+        self.sample_tokens: dict[int, int] = {}
+        self.ended: set[Ended] = set()
 
     def add(self, records: Iterable[tuple[Place, Record]]) -> None:
         """Take in records, in any order and however often."""
         for place, record in records:
+            if isinstance(record, Ended):
+                self.ended.add(record)
+                continue
             if isinstance(record, Settings) or (self._only is not None and bytes.fromhex(record.of) not in self._only):
                 continue
             if isinstance(record, Accepted):
                 if self.counts(record):
                     self.accept(record)
             elif isinstance(record, Declined):
-                if record.settings == self._settings:
+                if record.settings == self._settings and not (self._retry_refused and record.refused):
                     self.decline(record)
             elif bytes.fromhex(record.of) not in self._accepted:
                 of = self._completions.setdefault(bytes.fromhex(record.of), {})
@@ -52,26 +65,22 @@ class Ledger:
         self._accepted.add(key)
         self._tries.pop(key, None)
         self._completions.pop(key, None)
-        if record.document is None and record.index not in self._sample_tokens:
+        if record.document is None and not self.sample_tokens.get(record.index):
             # At least one, so that their number ends.
-            self._sample_tokens[record.index] = max(1, record.tokens)
-            if record.index < self._place:
-                self._before += max(1, record.tokens)
-
-    def tokens_before(self, index: int) -> int:
-        """Tokens of the samples with smaller numbers; to be asked for rising numbers."""
-        while self._place < index:
-            self._before += self._sample_tokens.get(self._place, 0)
-            self._place += 1
-        return self._before
+            self.sample_tokens[record.index] = max(1, record.tokens)
 
     def decline(self, record: Declined) -> None:
         key = bytes.fromhex(record.of)
         if key not in self._accepted:
+            if record.refused:
+                self._refused.add(key)
+            else:
+                self._refused.discard(key)
             tried = self._attempts if record.final else record.attempt + 1
             self._tries[key] = max(self._tries.get(key, 0), tried)
             if self._tries[key] >= self._attempts:
                 self._completions.pop(key, None)
+                self.sample_tokens.setdefault(record.index, 0)
 
     def is_accepted(self, identity: str) -> bool:
         return bytes.fromhex(identity) in self._accepted
@@ -80,6 +89,10 @@ class Ledger:
         """Made, or tried as often as allowed."""
         key = bytes.fromhex(identity)
         return key in self._accepted or self._tries.get(key, 0) >= self._attempts
+
+    def is_refused(self, identity: str) -> bool:
+        """Whether the last attempt was refused by the model."""
+        return bytes.fromhex(identity) in self._refused
 
     def next_attempt(self, identity: str) -> int:
         return self._tries.get(bytes.fromhex(identity), 0)

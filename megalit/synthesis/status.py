@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from megalit.files import write_json
+from megalit.files import remove_leftovers, write_json
 from megalit.synthesis.work import Counts, Shard
 
 # A running shard writes this often, in seconds; one that has not for some times as long has died.
@@ -17,12 +17,13 @@ _SILENT = 60.0
 
 
 class StatusFile:
-    """Writes ``status/i-of-n.json`` in a generation folder."""
+    """Writes ``status/i-of-n.json`` in a generation folder; for who holds the shard's lock."""
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         self._path = folder / "status" / f"{shard.number}-of-{shard.of}.json"
         self._shard = shard
         self._written = 0.0
+        remove_leftovers(self._path)
 
     def update(self, counts: Counts, state: str = "running") -> None:
         """Write, if the last time is a while ago or the state is another one."""

@@ -28,6 +28,7 @@ class Work:
         total_tokens: samples are drawn until they have so many tokens; None for ``count`` of them.
         attempts: tries that a generation has.
         redo: make again what was made with other settings.
+        retry_refused: try again what the model refused.
     """
 
     recipe: Recipe
@@ -38,6 +39,7 @@ class Work:
     total_tokens: int | None = None
     attempts: int = 3
     redo: bool = False
+    retry_refused: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -70,8 +72,8 @@ class Work:
     def identity(self, item: Item) -> str:
         return item.identity(self.version, self.model)
 
-    def ledger(self, only: Set[bytes] | None = None) -> Ledger:
-        return Ledger(self.attempts, self.fingerprint, self.redo, only)
+    def ledger(self, only: Set[bytes] | None = None, retry_refused: bool = False) -> Ledger:
+        return Ledger(self.attempts, self.fingerprint, self.redo, only, retry_refused)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,42 @@ def test_samples_that_are_all_rejected_end_the_run(tmp_path: Path) -> None:
     of = work(Watched(["I cannot do that."]), Unconditional(), total_tokens=1000)
     with pytest.raises(UserError, match="samples in a row were given up .refusal."):
         run(of, None, tmp_path)
+
+
+def test_generations_that_are_all_rejected_end_the_run(corpus: Corpus, tmp_path: Path) -> None:
+    engine = Watched(["I cannot do that.", ""])
+    of = work(engine, count=100, attempts=2)
+    with pytest.raises(UserError, match=r"first 1,000 generations were given up \((refusal|empty) [\d,]+, ") as caught:
+        run(of, corpus, tmp_path)
+    assert "\n" not in str(caught.value)
+    total = 100 * len(list(sources(corpus)))
+    assert len(engine.asked) < 2 * (1000 + 2 * engine.in_flight) < 2 * total
+    # Other settings begin anew.
+    better = work(Watched(), count=100, attempts=2, sampling=Sampling(temperature=0.5))
+    assert run(better, corpus, tmp_path).accepted == total
+
+
+def test_many_rejections_among_accepted_ones_end_nothing(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generating, "_ALL_REJECTED", 20)
+
+    class Opened(Watched):
+        """Its first completion is good."""
+
+        async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+            is_first = not self.asked
+            completion = await super().complete(request, sampling, seed)
+            return completion if is_first else replace(completion, text="I cannot do that.")
+
+    class Small(Watched):
+        async def complete(self, request: Request, sampling: Sampling, seed: int) -> Completion:
+            raise TooLongError("too long")
+
+    for name, engine in (("rejected", Opened()), ("refused", Small())):
+        counts = run(work(engine), corpus, tmp_path / name)
+        assert counts.done == counts.total
+        assert counts.given_up > 100
 
 
 def test_a_shard_without_work_needs_no_engine(corpus: Corpus, tmp_path: Path) -> None:

@@ -162,16 +162,15 @@ def test_what_others_make_is_not_remembered() -> None:
     assert [number for number in range(6) if ledger.completions(f"{number:032x}")] == [5]
 
 
-def test_tokens_of_samples_are_summed_up_to_a_number() -> None:
+def test_tokens_of_a_sample_count_once() -> None:
     def sample(number: int, tokens: int) -> Accepted:
         return Accepted(f"{number:032x}", None, None, number, "t", None, 0, 0, "now", 1, tokens)
 
     ledger = Ledger(1, "now")
     ledger.accept(sample(0, 5))
-    ledger.accept(sample(2, 7))
-    assert ledger.tokens_before(0) == 0
-    assert ledger.tokens_before(2) == 5
-    ledger.accept(sample(1, 10))
-    ledger.accept(sample(1, 10))
-    assert ledger.tokens_before(2) == 15
-    assert ledger.tokens_before(9) == 22
+    ledger.accept(sample(2, 0))
+    ledger.decline(Declined(f"{1:032x}", 1, 0, "short", False, "now", 1, 1))
+    assert ledger.sample_tokens == {0: 5, 1: 0, 2: 1}
+    ledger.accept(sample(1, 10))  # by a process that was allowed more attempts
+    ledger.accept(sample(1, 12))
+    assert ledger.sample_tokens == {0: 5, 1: 10, 2: 1}
