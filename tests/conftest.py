@@ -17,7 +17,7 @@ from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tables import TRAIN
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.streams.building import build_stores
-from megalit.streams.store import open_stores
+from megalit.streams.store_set import open_stores
 
 # A first example pays for imports, and a machine may be busy: how long one takes is no test.
 settings.register_profile("untimed", deadline=None)

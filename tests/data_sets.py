@@ -9,7 +9,7 @@ import numpy as np
 
 from megalit.corpus.tables import Corpus
 from megalit.corpus.tokenizers import Tokenizer
-from megalit.streams.store import StoreSet
+from megalit.streams.store_set import StoreSet
 
 GENERATIONS = 5
 THOUGHTS = 3

@@ -17,7 +17,7 @@ from megalit.evaluation.checkpoints import load_model, newest_checkpoint
 from megalit.files import lock
 from megalit.modeling import hugging_face
 from megalit.streams.remote import local_stores
-from megalit.streams.store import open_stores
+from megalit.streams.store_set import open_stores
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from megalit.streams.inspection import (
 )
 from megalit.streams.mixture import Mixture
 from megalit.streams.remote import is_remote, local_stores
-from megalit.streams.store import TokenStore, exists, open_stores
+from megalit.streams.store import TokenStore, exists
+from megalit.streams.store_set import open_stores
 from megalit.streams.unigrams import (
     Unigrams,
     comparison_lines,

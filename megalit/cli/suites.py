@@ -9,7 +9,8 @@ from megalit.cli.models import TrainedModel
 from megalit.errors import UserError
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.remote import is_remote, local_stores
-from megalit.streams.store import TokenStore, exists, open_stores
+from megalit.streams.store import TokenStore, exists
+from megalit.streams.store_set import open_stores
 from megalit.streams.suites import suite_of
 
 

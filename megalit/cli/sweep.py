@@ -1,12 +1,11 @@
 """``megalit sweep``: tune to a locally optimal point, with any number of workers."""
 
-import json
 import os
 import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +13,14 @@ from typing import Any, Literal
 import torch
 import yaml
 from optuna.samplers import BaseSampler
-from rich.table import Table
 
 from megalit.cli.commands import parse
 from megalit.cli.console import console
 from megalit.cli.fit_config import ParsedFit, WithoutTrainer, fit_config, parse_fit
 from megalit.cli.run_folder import CONFIG, first_difference
+from megalit.cli.sweep_report import show
 from megalit.errors import UserError
-from megalit.tuning.certificate import Certificate, certify
-from megalit.tuning.pictures import FILE as PICTURE
-from megalit.tuning.pictures import draw_sweep
-from megalit.tuning.results import Results, Unit
+from megalit.tuning.results import Unit
 from megalit.tuning.samplers import ConvexSampler, DrawnSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
 from megalit.tuning.space import Point, Space, Value
 from megalit.tuning.study import SharedStudy
@@ -95,7 +91,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     command = parse(verb, SweepCommand, arguments, HELP)
     folder = Path(command.output)
     if command.status:
-        _show(SharedStudy(folder, create=False).results, folder)
+        show(SharedStudy(folder, create=False).results, folder)
         return
     space = Space.parse(command.space)
     base = _base_settings(command, space)
@@ -122,7 +118,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         f"{folder}: {f'continuing after {done} trials' if done else 'a new sweep'}; {command.workers} at a time"
     )
     _work(command, sampler, folder, base_seed)
-    certificate = _show(study.results, folder)
+    certificate = show(study.results, folder)
     if not certificate.is_settled and any(study.results.count(status) for status in ("failed", "diverged")):
         raise UserError(f"the sweep ends without a certificate: {certificate.reason}")
 
@@ -266,61 +262,3 @@ def _gpus() -> list[str]:
     if visible is not None:
         return [name for name in visible.split(",") if name]
     return [str(index) for index in range(torch.cuda.device_count())]
-
-
-# What is shown --------------------------------------------------------------------------------------------
-
-
-def _show(results: Results, folder: Path) -> Certificate:
-    certificate = certify(results)
-    console.print(_table(results))
-    for line in _lines(certificate):
-        console.print(line, soft_wrap=True)
-    if results.claims:
-        draw_sweep(results, folder / PICTURE)
-    written = certificate.write(folder)
-    console.print(f"certificate in {written}, picture in {folder / PICTURE}, runs in {folder / 'runs'}", soft_wrap=True)
-    print(json.dumps(asdict(certificate)))
-    return certificate
-
-
-def _table(results: Results) -> Table:
-    """A row per trial that counts, the best first."""
-    table = Table(title="trials", title_justify="left")
-    for key in results.space.keys:
-        table.add_column(key.rpartition(".")[2], justify="right")
-    for heading in ("seed", "loss", "steps"):
-        table.add_column(heading, justify="right")
-    table.add_column("state")
-    infinity = float("inf")
-    for claim in sorted(results.valid.values(), key=lambda claim: infinity if claim.loss is None else claim.loss):
-        state = claim.status
-        note = f" on {claim.worker.get('host')}" if state == "running" else f": {claim.error}" if claim.error else ""
-        table.add_row(
-            *map(str, claim.unit.point),
-            str(claim.unit.seed),
-            "" if claim.loss is None else f"{claim.loss:.4f}",
-            "" if claim.steps is None else f"{claim.steps:,}",
-            state + note,
-        )
-    return table
-
-
-def _lines(certificate: Certificate) -> list[str]:
-    """The certificate in words."""
-    trials = ", ".join(f"{count} {status}" for status, count in certificate.trials.items() if count) or "none"
-    lines = [f"trials: {trials}" + (f"; the grid has {certificate.grid} points" if certificate.grid else "")]
-    if certificate.point is None:
-        return [*lines, f"no certificate: {certificate.reason}"]
-    where = ", ".join(f"{key} {value}" for key, value in certificate.point.items())
-    word = "certified: locally optimal" if certificate.certified else f"no certificate: {certificate.reason}; best"
-    lines.append(f"{word} at {where}, loss {certificate.loss:.4f}")
-    for found in certificate.neighbours:
-        told = found.status if found.loss is None else f"{found.loss:.4f} (+{found.margin:.4f})"
-        lines.append(f"  neighbour {found.axis} {found.value}: {told}")
-    for axis, side in certificate.edges:
-        lines.append(f"  {axis} is at the {side} edge of its grid: nothing is known beyond it (--extend)")
-    if certificate.smallest_margin is not None:
-        noise = "unknown (one seed)" if certificate.noise is None else f"{certificate.noise:.4f}"
-        lines.append(f"  smallest margin {certificate.smallest_margin:.4f}; noise of the seeds {noise}")
-    return lines

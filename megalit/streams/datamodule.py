@@ -29,7 +29,7 @@ from megalit.streams.plan import RunPlan
 from megalit.streams.remote import one_spelling
 from megalit.streams.run_length import Component, DocumentOrder, MixtureSettings
 from megalit.streams.schedule import exact
-from megalit.streams.store import StoreSet
+from megalit.streams.store_set import StoreSet
 from megalit.streams.stream import EpochOrder
 
 

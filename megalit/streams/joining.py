@@ -16,7 +16,8 @@ from megalit.files import fingerprint
 from megalit.streams.pieces import Group, Integers, Literals, PieceTable, PieceTables
 from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.schedule import exact
-from megalit.streams.store import StoreSet, TokenStore
+from megalit.streams.store import TokenStore
+from megalit.streams.store_set import StoreSet
 
 Narrow = npt.NDArray[np.int32]
 

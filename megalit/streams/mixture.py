@@ -23,7 +23,7 @@ from megalit.streams.related import related_order
 from megalit.streams.remote import local_stores
 from megalit.streams.run_length import Component, MixtureSettings, schedule_of, steps_of, stream_plans
 from megalit.streams.sources import TOKEN_OFFSETS
-from megalit.streams.store import StoreSet, names_of_sets, open_stores
+from megalit.streams.store_set import StoreSet, names_of_sets, open_stores
 from megalit.streams.stream import Stream
 from megalit.streams.suites import suite_of
 

@@ -24,7 +24,7 @@ from megalit.streams.orderings import (
 from megalit.streams.remote import one_spelling
 from megalit.streams.run_length import Component
 from megalit.streams.schedule import exact
-from megalit.streams.store import StoreSet
+from megalit.streams.store_set import StoreSet
 
 
 class SimpleStream(SyntheticDataModule):

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from megalit.errors import UserError
-from megalit.streams.store import StoreSet, TokenStore
+from megalit.streams.store import TokenStore
+from megalit.streams.store_set import StoreSet
 
 Integers = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.int32]

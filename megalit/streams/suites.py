@@ -7,7 +7,8 @@ from megalit.streams.joining import join
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.packing import PackedTokens
 from megalit.streams.pieces import BOS, EOS, Literals
-from megalit.streams.store import StoreSet, TokenStore
+from megalit.streams.store import TokenStore
+from megalit.streams.store_set import StoreSet
 
 
 def suite_of(store: TokenStore, context_length: int, separate: bool, stride: int | None = None) -> SuiteWindows:

@@ -14,7 +14,7 @@ import yaml
 from data_sets import DataSet, make_rows, write_jsonl
 from running import Run, start
 
-from megalit.streams.store import open_stores
+from megalit.streams.store_set import open_stores
 
 CONFIG = """
 corpus: corpus

@@ -6,7 +6,7 @@ from running import Run
 
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.scaling.records import read_record
-from megalit.streams.store import open_stores
+from megalit.streams.store_set import open_stores
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 

@@ -18,7 +18,7 @@ from megalit.errors import UserError
 from megalit.streams.building import build_stores
 from megalit.streams.joining import join
 from megalit.streams.pieces import Literals
-from megalit.streams.store import open_stores
+from megalit.streams.store_set import open_stores
 
 words = st.lists(st.sampled_from(["a", "bb", "Ccc", "dé", "e_1"]), min_size=0, max_size=40)
 

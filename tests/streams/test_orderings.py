@@ -16,7 +16,7 @@ from megalit.streams import joining
 from megalit.streams.joining import MappedTables, join
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, RealDocument, Simple, Stitched
 from megalit.streams.pieces import Literals, PieceTables
-from megalit.streams.store import open_stores
+from megalit.streams.store_set import open_stores
 from megalit.streams.stream import Stream
 
 Document = tuple[int, ...]

@@ -17,7 +17,8 @@ from megalit.errors import UserError
 from megalit.streams import building
 from megalit.streams.building import build_store
 from megalit.streams.sources import real_rows
-from megalit.streams.store import ITEMS, DocumentLoader, TokenStore, open_stores
+from megalit.streams.store import ITEMS, DocumentLoader, TokenStore
+from megalit.streams.store_set import open_stores
 
 
 @pytest.fixture

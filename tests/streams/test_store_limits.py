@@ -20,7 +20,8 @@ from megalit.streams import RealStream, joining
 from megalit.streams.building import build_store, verify
 from megalit.streams.joining import join
 from megalit.streams.pieces import Literals
-from megalit.streams.store import TokenStore, open_stores
+from megalit.streams.store import TokenStore
+from megalit.streams.store_set import open_stores
 
 
 def rows(*texts: str) -> Iterator[list[dict[str, Any]]]:
