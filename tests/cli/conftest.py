@@ -1,5 +1,5 @@
 """Fixtures of the command-line tests."""
 
-from running import from_files, run, small
+from running import from_files, run, small, stopped
 
-__all__ = ["from_files", "run", "small"]
+__all__ = ["from_files", "run", "small", "stopped"]

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning
 import pytest
 from data_sets import DataSet, make_rows, write_jsonl
 from forks import Fork, fork
 
 from megalit import cli
+from megalit.callbacks import Checkpoint
 from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.scaling.records import read_record
 
@@ -50,6 +52,19 @@ def small(tmp_path: Path, data_set: DataSet) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL.replace("init_args: {", f"init_args: {{stores: '{data_set.folder}', "))
     return path
+
+
+@pytest.fixture
+def stopped(run: Run, small: Path) -> Path:
+    """The folder of a run that was stopped after step 12, as a time limit or early stopping would."""
+
+    def stop(self: Checkpoint, trainer: lightning.Trainer, *_: object) -> None:
+        trainer.should_stop = trainer.global_step == 12
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "on_train_batch_end", stop)
+        assert run("fit", "--config", small) == 0
+    return small.parent / "run"
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from data_sets import DataSet, make_rows, write_jsonl
 from running import Run, losses, start_interpreter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megalit.cli.run_folder import RunFolder
 from megalit.evaluation.checkpoints import load_model
 from megalit.scaling.records import read_record
 
@@ -76,76 +75,6 @@ def test_model_and_data_seed_can_be_set_apart(run: Run, small: Path, tmp_path: P
     assert read_record(tmp_path / "run").seeds == {"model": 3, "data": 0}
     assert read_record(tmp_path / "other").seeds == {"model": 0, "data": 3}
     assert losses(tmp_path / "run")[0] != losses(tmp_path / "other")[0]
-
-
-def test_another_configuration_does_not_continue_a_run(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    assert run("fit", "--config", small) == 0
-    assert run("fit", "--config", small, "--model.learning_rate", "0.5") == 2
-    assert "model.learning_rate (0.01, not 0.5)" in capsys.readouterr().err
-    assert run("fit", "--config", small, "--model.learning_rate", "0.02", "--overwrite", "true") == 0
-    assert read_record(tmp_path / "run").config["model"]["learning_rate"] == 0.02
-
-
-def test_overwriting_removes_only_what_the_program_made(run: Run, small: Path, tmp_path: Path) -> None:
-    assert run("fit", "--config", small) == 0
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    assert run("fit", "--config", small, "--overwrite", "true") == 0
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
-
-
-FOREIGN = ["checkpoints/best.pt", "metrics/mine.csv", "metrics/version_0/mine.csv", "evaluation-mine.json"]
-
-
-@pytest.mark.parametrize("flags", [(), ("--overwrite", "true")])
-@pytest.mark.parametrize("config", ["a: 1", "- a", "model: gpt2\ndata: {}\ntrainer: {}", "{", None])
-def test_a_folder_of_something_else_is_neither_used_nor_emptied(
-    config: str | None,
-    flags: tuple[str, ...],
-    run: Run,
-    small: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    written = [*FOREIGN, "evaluation.json", *([] if config is None else ["config.yaml"])]
-    for name in written:
-        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "run" / name).write_text(config or "mine")
-    assert run("fit", "--config", small, *flags) == 2
-    said = capsys.readouterr().err
-    assert "choose another --run" in said
-    assert "overwrite" not in said
-    assert "Traceback" not in said
-    assert sorted(str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.*")) == sorted(
-        written
-    )
-
-
-def test_what_lies_among_the_files_of_a_run_stays_when_it_is_replaced(run: Run, small: Path, tmp_path: Path) -> None:
-    assert run("fit", "--config", small) == 0
-    folder = tmp_path / "run"
-    for name in FOREIGN:
-        (folder / name).write_text("mine")
-    (folder / "evaluation-step-000000035.json").write_text("{}")
-    (folder / "checkpoints" / ".step-000000041.ckpt.writing").mkdir()
-    (folder / "checkpoints" / "step-000000099.ckpt").mkdir()  # written in shards
-    (folder / "checkpoints" / "step-000000099.ckpt" / "__0_0.distcp").write_text("")
-    assert run("fit", "--config", small, "--overwrite", "true") == 0
-    for name in FOREIGN:
-        assert (folder / name).read_text() == "mine"
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
-        "best.pt",
-        "step-000000035.ckpt",
-        "step-000000040.ckpt",
-    ]
-    assert not (folder / "evaluation-step-000000035.json").exists()
-    assert not (folder / "metrics" / "version_0" / "metrics.csv").exists()
-
-
-def test_clearing_leaves_no_empty_folder_and_the_configuration(run: Run, small: Path, tmp_path: Path) -> None:
-    assert run("fit", "--config", small) == 0
-    (tmp_path / "run" / ".record.json.half.tmp").write_text("{")
-    RunFolder(tmp_path / "run").clear()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
 STREAMS = {

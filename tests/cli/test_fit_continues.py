@@ -4,10 +4,8 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import lightning
 import pytest
 import torch
 import yaml
@@ -52,19 +50,6 @@ def test_a_killed_run_continues_to_bit_identical_weights(run: Run, small: Path, 
         assert torch.equal(killed["state_dict"][name], value), name
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert read_record(tmp_path / "killed").losses == read_record(tmp_path / "whole").losses
-
-
-@pytest.fixture
-def stopped(run: Run, small: Path) -> Path:
-    """The folder of a run that was stopped after step 12, as a time limit or early stopping would."""
-
-    def stop(self: Checkpoint, trainer: lightning.Trainer, *_: object) -> None:
-        trainer.should_stop = trainer.global_step == 12
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "on_train_batch_end", stop)
-        assert run("fit", "--config", small) == 0
-    return small.parent / "run"
 
 
 def test_nodes_that_see_other_checkpoints_do_not_train_together(stopped: Path, small: Path, tmp_path: Path) -> None:
@@ -156,85 +141,6 @@ def test_without_validation_its_interval_does_not_matter(run: Run, small: Path) 
     assert (
         run("fit", "--config", small, "--trainer.val_check_interval", "9999", "--trainer.limit_val_batches", "0") == 0
     )
-
-
-def test_a_run_is_not_replaced_by_one_that_cannot_start(run: Run, small: Path, tmp_path: Path) -> None:
-    assert run("fit", "--config", small) == 0
-    before = sorted((tmp_path / "run").rglob("*"))
-    assert run("fit", "--config", small, "--data.stores", "nowhere", "--overwrite", "true") == 2
-    assert sorted((tmp_path / "run").rglob("*")) == before
-
-
-@pytest.fixture
-def stops_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Let runs stop after a step, as a time limit would, or not."""
-
-    def stop_after(step: int | None) -> None:
-        def stop(self: Checkpoint, trainer: lightning.Trainer, *_: object) -> None:
-            trainer.should_stop = trainer.global_step == step
-
-        monkeypatch.setattr(Checkpoint, "on_train_batch_end", stop)
-
-    return stop_after
-
-
-def test_a_command_that_overwrites_continues_what_it_has_begun(
-    run: Run,
-    small: Path,
-    tmp_path: Path,
-    stops_after: Callable[[int | None], None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def said_by(*flags: str) -> str:
-        capsys.readouterr()
-        assert run("fit", "--config", small, "--overwrite", "true", *flags) == 0
-        return capsys.readouterr().err
-
-    assert run("fit", "--config", small, "--model.learning_rate", "0.5") == 0
-    stops_after(12)
-    assert "continuing" not in said_by()
-    stops_after(20)
-    # Settings that change no result make no other run.
-    assert "continuing from run/checkpoints/step-000000012.ckpt" in said_by("--checkpoint.keep", "1")
-    stops_after(None)
-    assert "continuing from run/checkpoints/step-000000020.ckpt" in said_by()
-    assert run("fit", "--config", small, "--run", "whole") == 0
-    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    # A finished run is begun anew, and so is one with other settings.
-    stops_after(8)
-    assert "continuing" not in said_by()
-    assert read_record(tmp_path / "run").steps == 8
-    assert "continuing" not in said_by("--model.learning_rate", "0.5")
-
-
-def test_overwriting_begins_an_unfinished_run_of_another_command_anew(
-    run: Run, small: Path, stopped: Path, stops_after: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    stops_after(8)
-    assert run("fit", "--config", small, "--overwrite", "true") == 0
-    assert read_record(stopped).steps == 8
-    # What it has begun goes on without the flag, too.
-    capsys.readouterr()
-    assert run("fit", "--config", small) == 0
-    assert "continuing from run/checkpoints/step-000000008.ckpt" in capsys.readouterr().err
-
-
-def test_a_run_that_is_killed_while_it_is_replaced_is_replaced_by_the_next_start(
-    run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["fit", "--config", small, "--overwrite", "true"]
-    assert run(*flags) == 0
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoint, "clear", killed)
-        assert run(*flags) == 130
-    assert not (tmp_path / "run" / "record.json").exists()
-    capsys.readouterr()
-    assert run(*flags) == 0
-    assert "continuing" not in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_other_data_when_it_is_told_to(run: Run, small: Path, stopped: Path, tmp_path: Path) -> None:
