@@ -76,6 +76,7 @@ class ScalingLaw(lightning.Callback):
         record = RunRecord(
             status="finished" if finished else "running",
             measured_whole=finished,
+            held_out=data.held_out,
             config=self.config,
             parameters={"total": total, "non_embedding": inner},
             plan=plan.to_json(),

@@ -4,10 +4,12 @@ import asyncio
 import datetime
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.table import Table
@@ -217,11 +219,17 @@ async def _until_told(generator: Generator) -> None:
     def end() -> None:
         nonlocal is_told
         is_told = True
-        loop.remove_signal_handler(signal.SIGINT)  # the next Ctrl-C does not wait for the engine
         task.cancel()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+    def interrupt(asyncios: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+        nonlocal is_told
+        is_told = True
+        asyncios(number, frame)  # it cancels the task, and a second time waits for no loop that loads a model
+
+    loop.add_signal_handler(signal.SIGTERM, end)
+    before = signal.getsignal(signal.SIGINT)
+    if callable(before):
+        signal.signal(signal.SIGINT, partial(interrupt, before))
     try:
         await generator.run()
     except Exception as error:
@@ -231,6 +239,9 @@ async def _until_told(generator: Generator) -> None:
         if is_told:
             raise asyncio.CancelledError from error
         raise
+    finally:
+        if callable(before):
+            signal.signal(signal.SIGINT, before)
 
 
 def _progress_text(figures: dict[str, Any]) -> str:
@@ -265,7 +276,7 @@ def _print_status(output: Path) -> None:
     if not statuses:
         raise UserError(f"{output} holds no status of a shard: start `megalit generate --output {output}` first")
     together = added_up(statuses)
-    console.print(str(output), markup=False)
+    console.print(str(output))
     table = Table()
     for heading in ("shard", "state", "done", "of", "declined", "tokens", "tokens/s", "left"):
         table.add_column(heading, justify="left" if heading in ("shard", "state") else "right")

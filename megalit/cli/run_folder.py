@@ -53,6 +53,7 @@ _FREE = (
     "trainer.max_time",
     "data.init_args.num_workers",
     "data.init_args.ignore_plan",
+    "data.init_args.sets",  # the plan says what they come to
     "model.micro_batch",
 )
 
@@ -202,10 +203,14 @@ class RunFolder:
 
         Then it goes on like any other: started again by a loop or a scheduler, it would else lose all that it has done.
         """
-        if not (self.path / CONFIG).exists() or self.finished is not None:
+        if not self.is_of(config) or self.finished is not None:
             return False
         # The mark comes last, as it is what goes first where another rank is clearing.
-        return first_difference(self._held(), config, "") is None and (self.path / _MARK).exists()
+        return (self.path / _MARK).exists()
+
+    def is_of(self, config: dict[str, Any]) -> bool:
+        """Whether the run that is here has this configuration."""
+        return (self.path / CONFIG).exists() and first_difference(self._held(), config, "") is None
 
 
 def _remove_if_empty(folder: Path) -> None:

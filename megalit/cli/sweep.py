@@ -185,18 +185,24 @@ def _check_trials(study: SharedStudy, fit: Sequence[str], base_seed: int | None)
     if not study.study.trials:
         return
     results = study.results
+    seen: set[int] = set()
     for unit in results.valid:
         run = study.folder / "runs" / run_name(unit, results.space)
-        if (run / CONFIG).exists():
+        if unit.seed not in seen and (run / CONFIG).exists():
+            seen.add(unit.seed)
             held = yaml.safe_load((run / CONFIG).read_text())
             asked = fit_config([*fit, *trial_flags(unit, results.space, run, base_seed)])
             difference = first_difference(held, asked, "")
+            if difference and difference.startswith(("model.seed", "data.seed", "data.init_args.seed")):
+                raise UserError(
+                    f"{study.folder} holds trials that an earlier version gave the base's own seeds ({difference}), so "
+                    "those of one point are equal: choose another --output"
+                )
             if difference:
                 raise UserError(
                     f"{study.folder} holds trials with another {difference}: give `fit` what it was, or choose another "
                     "--output"
                 )
-            return
 
 
 def _at(settings: dict[str, Any], key: str) -> Any:

@@ -219,8 +219,9 @@ class TrainingCLI(LightningCLI):
             self._fit(config, run)
 
     def _fit(self, config: Any, run: RunFolder) -> None:
-        # Where SLURM has started this job before, it has had its effect.
-        overwrite = config.overwrite and not is_requeued() and not run.is_replaced(self.plain_config)
+        # Where SLURM starts this job again, a run that is finished may be its own.
+        is_ours = run.is_replaced(self.plain_config) or (is_requeued() and run.is_of(self.plain_config))
+        overwrite = config.overwrite and not is_ours
         run.check(self.plain_config, overwrite=overwrite)
         if run.finished is not None and not overwrite:
             console.print(f"the run in {run.path} is finished:")

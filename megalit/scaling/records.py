@@ -43,6 +43,7 @@ class RunRecord:
         losses: the last value of each validation suite: nats per token and bits per byte.
         measured_whole: whether ``losses`` are of whole suites whatever ``trainer.limit_val_batches`` says, as those of
             a finished run are; records of before it was so lack it.
+        held_out: content hash of the documents that ``losses`` of the suite ``iid`` are of; records of before lack it.
         ensemble: by suite, the loss of the average of this model with K - 1 members, for K = 1 … n, where it has an
             :class:`~megalit.callbacks.Ensemble`.
         training_curve, validation_curve: losses over the run.
@@ -65,6 +66,7 @@ class RunRecord:
     environment: dict[str, Any]
     seeds: dict[str, int]
     measured_whole: bool = False
+    held_out: str | None = None
     ensemble: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
     training_curve: list[CurvePoint] = field(default_factory=list)

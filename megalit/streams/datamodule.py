@@ -180,6 +180,12 @@ class StreamDataModule(lightning.LightningDataModule):
         """Validation suites by name."""
         return self.mixture.suites
 
+    @property
+    def held_out(self) -> str | None:
+        """Content hash of the validation documents."""
+        store = self.mixture.stores.validation
+        return None if store is None else store.manifest.content_hash
+
     def windows_seen(self) -> dict[str, int]:
         """Windows of each stream that the model has trained on; of a run that went on with other data, as if it had
         been on these from the start."""

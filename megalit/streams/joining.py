@@ -62,6 +62,7 @@ def _to_arrays(tables: PieceTables) -> Arrays:
     return {
         **columns,
         "kept": tables.kept,
+        "least_places": tables.least_places,
         "samples": np.array([samples.first, samples.size]),
         "first": np.array([group.first for group in groups]),
         "start": np.stack([group.start for group in groups]),
@@ -76,7 +77,8 @@ def _from_arrays(arrays: Any, stores: StoreSet, literals: Literals) -> PieceTabl
         for first, start, count in zip(arrays["first"], arrays["start"], arrays["count"], strict=True)
     )
     samples = _samples(*arrays["samples"].tolist())
-    return PieceTables(stores, arrays["kept"], table, real, generations, thoughts, segments, samples)
+    groups = (real, generations, thoughts, segments, samples)
+    return PieceTables(stores, arrays["kept"], table, *groups, arrays["least_places"])
 
 
 def _samples(first: int, count: int) -> Group:
@@ -112,9 +114,9 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
     real_group = build.add(stores.real, kept, None, lengths, documents, none)
 
     parts = [_joined(store, real, place) for store in stores.generations]
-    generations = build.add_sorted(list(stores.generations), parts, len(kept))
+    generations, least = build.add_sorted(list(stores.generations), parts, len(kept))
     thought_parts = [_joined(stores.thoughts, real, place)] if stores.thoughts else []
-    thoughts = build.add_sorted([stores.thoughts] if stores.thoughts else [], thought_parts, len(kept))
+    thoughts, _ = build.add_sorted([stores.thoughts] if stores.thoughts else [], thought_parts, len(kept))
     segments = _add_segments(build, stores.real, kept, lengths, thought_parts, thoughts)
     first = build.rows
     for store in stores.samples:
@@ -123,7 +125,7 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
         numbers = items + (build.rows - first)
         build.add(store, items, None, tokens, len(kept) + numbers, numbers)
     samples = _samples(first, build.rows - first)
-    return PieceTables(stores, kept, build.finish(), real_group, generations, thoughts, segments, samples)
+    return PieceTables(stores, kept, build.finish(), real_group, generations, thoughts, segments, samples, least)
 
 
 def _subset(ids: pa.ChunkedArray, fraction: float) -> Integers:
@@ -229,10 +231,17 @@ class _TableBuilder:
         count = np.bincount(documents, minlength=int(documents.max(initial=-1)) + 1)
         return Group(self.rows - len(items), np.cumsum(count) - count, count)
 
-    def add_sorted(self, stores: list[TokenStore], parts: list[_Joined], documents: int) -> Group:
-        """Add the pieces of several stores in the order (document, store, index)."""
+    def add_sorted(
+        self, stores: list[TokenStore], parts: list[_Joined], documents: int
+    ) -> tuple[Group, npt.NDArray[np.int64]]:
+        """Add the pieces of several stores in the order (document, store, index).
+
+        Returns:
+            The pieces, and for each store the least place that one of its pieces has among its document's.
+        """
         first = self.rows
         count = np.zeros(documents, dtype=np.int64)
+        least = np.full(len(stores), np.iinfo(np.int64).max)
         if parts:
             located = [store.locate(part.item) for store, part in zip(stores, parts, strict=True)]
             buffer = np.concatenate(
@@ -246,7 +255,9 @@ class _TableBuilder:
             order = np.lexsort((generation, number, document))
             self._append(buffer[order], begin[order], tokens[order], document[order], generation[order])
             count = np.bincount(document, minlength=documents)
-        return Group(first, np.cumsum(count) - count, count)
+            place = np.arange(len(order)) - (np.cumsum(count) - count)[document[order]]
+            np.minimum.at(least, number[order], place)
+        return Group(first, np.cumsum(count) - count, count), least
 
     def _append(self, *columns: npt.NDArray[Any]) -> None:
         for known, new in zip(self._columns, columns, strict=True):

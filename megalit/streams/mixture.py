@@ -129,6 +129,12 @@ class Mixture:
         names = {store.folder.name for store in counted if store is not None}
         return {name: content for name, content in opened.stores.contents.items() if name in names}
 
+    def _order_of_sets(self, components: Sequence[Component]) -> list[str] | None:
+        """The sets that the mixture's own stores give, where they do not stand in the order of their names."""
+        read = self._contents[list(self._opened).index(self.settings.stores)]
+        names = [name for name in self.stores.sets if any(part.split(".")[0] == name for part in read)]
+        return names if names != sorted(names) else None
+
     def _open(self, folder: str) -> "_Opened":
         if folder not in self._opened:
             stores = open_stores(local_stores(folder))
@@ -246,6 +252,7 @@ class Mixture:
     ) -> RunPlan:
         settings = {
             **asdict(self.settings),
+            "sets": self._order_of_sets(components),
             "embeddings": self._embeddings,
             "stores": self._contents,
             "tokenizer": self.stores.real.manifest.tokenizer,

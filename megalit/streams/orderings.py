@@ -223,10 +223,10 @@ def _choose(tables: PieceTables, count: int, draw: Draw, incomplete: Incomplete,
 
 def _sources(tables: PieceTables, count: int, draw: Draw) -> Sequence[TokenStore]:
     """Stores of the generations: of the first ``count`` of each document those that hold any of them."""
-    if draw == "drawn" or len(tables.stores.generations) < 2:
-        return tables.stores.generations
-    group = tables.generations
-    return tables.stores_of(group.rows()[_ranks(group.count) < count])
+    stores = tables.stores.generations
+    if draw == "drawn":
+        return stores
+    return [store for store, least in zip(stores, tables.least_places, strict=True) if least < count]
 
 
 def _delimited(pieces: Rows) -> Rows:

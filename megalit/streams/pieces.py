@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from megalit.errors import UserError
-from megalit.streams.store import TokenStore
 from megalit.streams.store_set import StoreSet
 
 Integers = npt.NDArray[np.int64]
@@ -106,6 +105,7 @@ class PieceTables:
         generations, thoughts: rows of each document, in the order of their index.
         segments: the text before, between and behind a document's thoughts, one more than thoughts.
         samples: one row for each; their document numbers follow those of the real documents.
+        least_places: for each store of generations the least place that one of them has among its document's.
         path: an order that puts related documents side by side, or None.
     """
 
@@ -117,6 +117,7 @@ class PieceTables:
     thoughts: Group
     segments: Group
     samples: Group
+    least_places: Integers
     path: Integers | None = None
 
     def document_order(self, random: np.random.Generator) -> Integers:
@@ -148,13 +149,6 @@ class PieceTables:
                 return recipe
             chunk -= len(store.buffers)
         return None
-
-    def stores_of(self, rows: Rows) -> list[TokenStore]:
-        """The stores that hold these pieces."""
-        training = self.stores.training
-        ends = 1 + np.cumsum([len(store.buffers) for store in training])  # behind the literals
-        places = np.searchsorted(ends, np.unique(self.table.buffer[rows]), side="right")
-        return [training[place] for place in np.unique(places)]
 
     def require_generations(self, count: int) -> None:
         """Check that every document has ``count`` generations.

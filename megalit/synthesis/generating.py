@@ -7,11 +7,13 @@ What was in flight when a process died is asked for again; what was finished nev
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
 
 from megalit.corpus.tables import TRAIN, Corpus
 from megalit.errors import UserError
+from megalit.files import lock
 from megalit.synthesis.attempt import Attempt
 from megalit.synthesis.items import Generated, Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Settings
@@ -25,7 +27,7 @@ _LOOK_SHARE = 0.02
 _TICK = 5.0
 # Samples in a row of which none was accepted, after which a run up to a number of tokens is given up.
 _HOPELESS = 200
-# Generations that a process gave up without accepting one, after which it stops, whatever it makes: something is wrong
+# Generations given up where none was ever accepted, after which a process stops, whatever it makes: something is wrong
 # with the recipe, sampling or cleaning, and going on to the corpus' end would cost as much as if it were not.
 _ALL_REJECTED = 1000
 
@@ -59,6 +61,8 @@ class Generator:
         self._to_do: Iterator[Item] | None = None
         self._named = False
         self._in_vain = self._rejected = 0
+        self._held = ExitStack()
+        self._is_filling = False
         self.counts = Counts(self._total())
 
     def _total(self) -> int | None:
@@ -103,9 +107,20 @@ class Generator:
             self._ledger.ended.add(over)
         # Each shard's part ended where the average of its time said. The last one fills what is left between them.
         self._refresh()
-        if not all_ended(self._work, self._ledger, self._shard.of):
+        if not all_ended(self._work, self._ledger, self._shard.of) or not self._fills_alone():
             return None
         return _if_any(self._missing(samples_to_begin(self._work, self._ledger, self._shard, of_all=True)))
+
+    def _fills_alone(self) -> bool:
+        """Whether this process is to fill what is left, which no other one does at the same time."""
+        if not self._is_filling:
+            try:
+                self._held.enter_context(lock(self._journal.folder / "last-part", busy="another shard fills it"))
+            except UserError:
+                return False
+            self._is_filling = True
+            self._refresh()
+        return True
 
     async def run(self) -> Counts:
         """Make what is missing; where nothing is, the engine is not needed.
@@ -137,6 +152,8 @@ class Generator:
                     self.counts.ended = time.monotonic()
         finally:
             ticking.cancel()
+            self._held.close()
+            self._is_filling = False
         return self.counts
 
     async def _tick(self) -> None:
@@ -206,7 +223,7 @@ class Generator:
             raise UserError(
                 f"{self._in_vain} samples in a row were given up ({reasons}): look at cleaning and sampling"
             )
-        if not self.counts.accepted and self._rejected >= _ALL_REJECTED:
+        if not self._ledger.has_accepted and self._rejected >= _ALL_REJECTED:
             raise UserError(
                 f"all of the first {self._rejected:,} generations were given up ({reasons}): look at cleaning, "
                 "sampling and recipe"

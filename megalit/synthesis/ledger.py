@@ -82,6 +82,11 @@ class Ledger:
                 self._completions.pop(key, None)
                 self.sample_tokens.setdefault(record.index, 0)
 
+    @property
+    def has_accepted(self) -> bool:
+        """Whether any generation was made so far."""
+        return bool(self._accepted)
+
     def is_accepted(self, identity: str) -> bool:
         return bytes.fromhex(identity) in self._accepted
 

@@ -142,6 +142,20 @@ def test_overwriting_begins_an_unfinished_run_of_another_command_anew(
     assert "continuing from run/checkpoints/step-000000008.ckpt" in capsys.readouterr().err
 
 
+def test_a_job_that_slurm_starts_again_replaces_what_it_had_no_time_to(
+    run: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", "--config", small, "--model.learning_rate", "0.5") == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert run("fit", "--config", small, "--overwrite", "true") == 0
+    replaced = read_record(tmp_path / "run")
+    assert replaced.config["model"]["learning_rate"] == 0.01
+    capsys.readouterr()
+    assert run("fit", "--config", small, "--overwrite", "true") == 0
+    assert "is finished" in capsys.readouterr().err
+    assert read_record(tmp_path / "run") == replaced
+
+
 def test_a_run_that_is_killed_while_it_is_replaced_is_replaced_by_the_next_start(
     run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from megalit.callbacks import Checkpoint
 from megalit.cli import sweep
 from megalit.cli.fit_config import fit_config
 from megalit.scaling.records import read_record
+from megalit.tuning import trials
 from megalit.tuning.results import Unit
 from megalit.tuning.space import Space
 from megalit.tuning.study import SharedStudy
@@ -179,6 +180,21 @@ def test_trials_of_a_base_that_has_changed_are_not_mixed_with_others(
     assert "sweep holds trials with another data.total_tokens (5000, not 2500): give `fit` what it was" in said
     small.write_text(small.read_text().replace("total_tokens: 2500", "total_tokens: 5000"))
     assert run("sweep", "--config", first, "--trials", "2") == 0
+
+
+def test_trials_that_had_no_seeds_of_their_own_are_told_of(
+    run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an earlier version ran them where the base states its seeds."""
+    small.write_text(small.read_text().replace("model: {", "model: {seed: 0, "))
+    fit = [f"--config={small}", "--data.seed=0"]
+    space = {"space": {"model.learning_rate": [0.01, 0.02]}, "start": {}, "search": "grid", "seeds": [0, 1]}
+    asked = config(tmp_path, small, **space, fit=fit)
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "seed_flags", lambda seed: [f"--seed_everything={seed}"])
+        assert run("sweep", "--config", asked, "--trials", "1") == 0
+    assert run("sweep", "--config", asked, "--trials", "2") == 2
+    assert "an earlier version gave the base's own seeds" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_sweep_over_a_setting_of_a_callback_goes_on(run: Run, small: Path, tmp_path: Path) -> None:

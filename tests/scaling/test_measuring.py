@@ -71,6 +71,31 @@ def test_a_limit_of_validations_during_training_is_one_of_curves(tmp_path: Path)
     assert line.startswith("the losses of b were measured with other limit_val_batches")
 
 
+def test_the_held_out_documents_are_the_runs_own(tmp_path: Path) -> None:
+    """A plan of several folders does not say which is; a run that replays another corpus is measured as the others."""
+    replayed, own = {"real": "ef01", "validation": "7777"}, {"real": "ab12", "validation": "56ef"}
+    for name, (stream, fraction) in RUNS.items():
+        make_changed(tmp_path / name, stream, fraction, {"plan": {"stores": [own]}})
+    value = json.loads((tmp_path / "a" / "record.json").read_text())
+    value["plan"]["settings"]["stores"] = [replayed, own]
+    for held_out, said in (("56ef", 0), ("another", 1), (None, 0)):
+        (tmp_path / "a" / "record.json").write_text(json.dumps(value | {"held_out": held_out}))
+        _, problems = make_study(find_runs([str(tmp_path)]))
+        assert len(problems) == said
+
+
+def test_a_baseline_of_an_earlier_version_is_one_setting_with_a_later_seed(tmp_path: Path) -> None:
+    """Plans named stores that real documents alone do not read, and configurations lacked later settings."""
+    for seed in range(2):
+        make_run(tmp_path / str(seed), "real", 0, seed=seed)
+    value = json.loads((tmp_path / "1" / "record.json").read_text())
+    value["plan"]["settings"]["stores"][0]["generations"] = "9999"
+    value["config"]["data"].setdefault("init_args", {})["sets"] = None
+    (tmp_path / "1" / "record.json").write_text(json.dumps(value))
+    study, _ = make_study(find_runs([str(tmp_path)]))
+    assert [len(setting.runs) for setting in study.settings] == [2]
+
+
 def test_runs_of_other_models_are_not_compared(tmp_path: Path) -> None:
     make_changed(tmp_path / "a", "real", 1.0, {})
     make_changed(tmp_path / "b", "real", 1.0, {"plan": {"tokenizer": "another", **OTHER_DOCUMENTS["plan"]}})

@@ -88,7 +88,8 @@ def test_plans_that_name_all_stores_go_on(data_set: DataSet, folder: Path) -> No
 
 def test_sets_that_take_part_are_named(data_set: DataSet, folder: Path) -> None:
     """Two sets in one folder do not mix unsaid, and a name says which is meant."""
-    alone = windows(StitchedStream(stores=str(folder), generations=2, **SMALL))
+    before = StitchedStream(stores=str(folder), generations=2, **SMALL)
+    alone = windows(before)
     add_generations(data_set, folder)
     settings = {"stores": f"{folder}/", **SMALL}
     assert torch.equal(windows(StitchedStream(generations=2, sets=["generations"], **settings)), alone)
@@ -102,6 +103,9 @@ def test_sets_that_take_part_are_named(data_set: DataSet, folder: Path) -> None:
     assert first.generations.count.tolist() == other.generations.count.tolist()
     recipes = [tables.recipe(tables.generations.first) for tables in (first, other, noise.mixture.streams[1].tables)]
     assert recipes == ["easy", "token_noise", "token_noise"]
+    begun = StitchedStream(generations=2, stores=str(folder), sets=["generations"], **SMALL)
+    assert begun.plan.fingerprint == before.plan.fingerprint, "a run that has begun may be told"
+    assert turned.plan.fingerprint != both.plan.fingerprint
     with pytest.raises(UserError, match="data.sets names 'nose' and .* holds generations, noise: mend the name"):
         _ = StitchedStream(sets=["nose"], **settings).plan
 

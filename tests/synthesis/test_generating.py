@@ -313,6 +313,16 @@ def test_generations_that_are_all_rejected_end_the_run(corpus: Corpus, tmp_path:
     assert run(better, corpus, tmp_path).accepted == total
 
 
+def test_rejections_after_good_generations_end_nothing(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that starts again may meet the documents first that no attempt helps."""
+    monkeypatch.setattr(generating, "_ALL_REJECTED", 20)
+    run(work(count=1), corpus, tmp_path)
+    counts = run(work(Watched(["I cannot do that."]), count=3), corpus, tmp_path)
+    assert counts.given_up > 20
+
+
 def test_many_rejections_among_accepted_ones_end_nothing(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,8 +13,10 @@ from megalit.synthesis.cleaning import Cleaning
 from megalit.synthesis.compaction import TABLE, compact
 from megalit.synthesis.engines import EngineError, Scripted
 from megalit.synthesis.generating import Generator
+from megalit.synthesis.journal import Journal
 from megalit.synthesis.recipes import Unconditional
 from megalit.synthesis.requests import Completion, Request, Sampling
+from megalit.synthesis.samples import ended
 from megalit.synthesis.work import Counts, Shard, Work
 
 TOTAL = 40_000
@@ -103,3 +105,23 @@ def test_a_higher_total_adds_what_is_missing(tmp_path: Path) -> None:
     assert sum(made) < 2 * 1.2 * TOTAL
     table(tmp_path, 2 * TOTAL)
     assert shards(tmp_path, ["2/4"], total_tokens=2 * TOTAL) == 0
+
+
+def test_what_is_left_between_shards_is_filled_by_one_of_them(tmp_path: Path) -> None:
+    """Also where all are started again at once, after the one that was to fill it was lost."""
+    journal = Journal(tmp_path / "journal")
+    for number in range(4):
+        journal.write(ended(work(), Shard(number, 4)))
+    generators = [Generator(work(), None, tmp_path / "journal", Shard(number, 4)) for number in range(4)]
+    asyncio.run(generators[0].run())
+    assert generators[0].counts.tokens >= TOTAL
+    assert not any(generator.has_work() for generator in generators[1:])
+    assert sum(table(tmp_path)) >= TOTAL
+
+
+def test_two_shards_do_not_fill_it_at_once(tmp_path: Path) -> None:
+    made = shards(tmp_path, [f"{number}/4" for number in range(4)])
+    assert made < 1.2 * TOTAL
+    again = [Generator(work(total_tokens=2 * TOTAL), None, tmp_path / "journal", Shard(n, 4)) for n in range(2)]
+    assert again[0]._fills_alone()
+    assert not again[1]._fills_alone()

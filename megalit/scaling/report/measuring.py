@@ -7,6 +7,9 @@ from typing import Any
 from megalit.scaling.ledger import number_of
 from megalit.scaling.records import RunRecord
 
+# Where a plan of an earlier version does not say which of several folders is the run's own.
+_UNKNOWN = "unknown"
+
 
 def measured_differently(runs: Iterable[tuple[str, RunRecord]], curves: bool = False) -> Iterator[str]:
     """A line for each way of measuring that is not that of most runs.
@@ -24,7 +27,7 @@ def measured_differently(runs: Iterable[tuple[str, RunRecord]], curves: bool = F
     usual = max(names, key=lambda way: len(names[way]))
     for way, those in names.items():
         known, other = json.loads(usual), json.loads(way)
-        differing = [key for key in known if known[key] != other[key]]
+        differing = [key for key in known if known[key] != other[key] and _UNKNOWN not in (known[key], other[key])]
         if differing:
             yield (
                 f"the losses of {_listed(those)} were measured with other {' and '.join(differing)} than those of "
@@ -40,8 +43,7 @@ def _measurement(record: RunRecord, curves: bool) -> dict[str, Any]:
     # None and 1.0 are all batches, 1 is one. At 0 only the end is measured, and that whole.
     whole = limit in (None, 0) or (isinstance(limit, float) and limit == 1) or (record.measured_whole and not curves)
     return {
-        # The held-out documents are those of the first stores.
-        "held-out documents": stores[0].get("validation"),
+        "held-out documents": record.held_out or (stores[0].get("validation") if len(stores) == 1 else _UNKNOWN),
         "separate_validation": bool(settings.get("separate_validation")),
         "limit_val_batches": None if whole else limit,
     }

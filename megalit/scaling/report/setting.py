@@ -239,6 +239,9 @@ def settings_of(record: RunRecord) -> dict[str, Any]:
         if trainer.split(".")[1] not in _TRAINER:
             del flat[trainer]
     stores = record.plan.get("settings", {}).get("stores")
+    if stores and all(stream["kind"] == "Real" for stream in _streams(record)):
+        # Plans of before name what lies beside the documents, too.
+        stores = [{name: known[name] for name in ("real", "validation") if name in known} for known in stores]
     return flat | ({"stores": json.dumps(stores)} if stores else {})
 
 
@@ -251,7 +254,7 @@ def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             continue
         if isinstance(child, dict) and child:
             flat |= flatten(child, f"{name}.")
-        else:
+        elif child is not None:  # as a setting that an earlier version did not have
             flat[name] = child
     return flat
 
