@@ -17,8 +17,9 @@ ITEM_ROW = 28
 
 # numpy's header before each array.
 _HEADER = 128
-# Joined tables: buffer, begin, length, document, generation of each row; kept, start and count of four groups.
-_TABLE_ROW, _TABLE_DOCUMENT, _TABLE_ARRAYS = 2 + 4 + 4 + 4 + 4, 8 + 2 * 4 * 8, 10
+# Joined tables: buffer, begin, length, document, generation of each row; kept, start and count of four groups; the
+# least place of each store of generations; where the four groups begin, and the samples.
+_TABLE_ROW, _TABLE_DOCUMENT, _TABLE_STORE, _TABLE_REST, _TABLE_ARRAYS = 2 + 4 + 4 + 4 + 4, 8 + 2 * 4 * 8, 8, 48, 11
 # Pieces and where each ends; windows; and, of the first epoch, how many tokens are synthetic.
 _EPOCH_ROW, _EPOCH_WINDOW, _EPOCH_COUNT, _EPOCH_ARRAYS = 4 + 8, 8, 8, 4
 
@@ -53,7 +54,14 @@ def sizes_of_mixture(mixture: Mixture) -> DataSizes:
     return DataSizes(
         stores=sum(path.stat().st_size for path in files),
         store_files=len(files),
-        **_arrays(len(tables.table), tables.documents, rows, mixture.plan.streams, epoch_order),
+        **_arrays(
+            len(tables.table),
+            tables.documents,
+            len(tables.stores.generations),
+            rows,
+            mixture.plan.streams,
+            epoch_order,
+        ),
         measured=True,
     )
 
@@ -66,15 +74,16 @@ def sizes_of_assumed(run: AssumedRun, epoch_order: str) -> DataSizes:
     return DataSizes(
         stores=token_bytes + 4 * (run.items + 2 * chunks) + ITEM_ROW * run.items,
         store_files=chunks + 3 * (2 if run.items > run.documents else 1),
-        **_arrays(run.table_rows + LITERALS, run.documents, rows, run.plan.streams, epoch_order),
+        **_arrays(run.table_rows + LITERALS, run.documents, 1, rows, run.plan.streams, epoch_order),
         measured=False,
     )
 
 
 def _arrays(
-    table_rows: int, documents: int, rows: Sequence[int], streams: Sequence[StreamPlan], epoch_order: str
+    table_rows: int, documents: int, stores: int, rows: Sequence[int], streams: Sequence[StreamPlan], epoch_order: str
 ) -> dict[str, int]:
-    tables = _TABLE_ROW * table_rows + _TABLE_DOCUMENT * documents + 48 + _TABLE_ARRAYS * _HEADER
+    tables = _TABLE_ROW * table_rows + _TABLE_DOCUMENT * documents + _TABLE_STORE * stores + _TABLE_REST
+    tables += _TABLE_ARRAYS * _HEADER
     epochs = [
         _EPOCH_ROW * count + _EPOCH_WINDOW * stream.windows_per_epoch + _EPOCH_COUNT + _EPOCH_ARRAYS * _HEADER
         for count, stream in zip(rows, streams, strict=True)
