@@ -27,8 +27,8 @@ def test_blocks_are_compiled_whole_under_ddp(monkeypatch: pytest.MonkeyPatch, tm
             model = LanguageModel(Shape(256, 512, 2, 4, 4), vocabulary_size=64, compile=True)
             model.configure_model()
             replica = torch.nn.parallel.DistributedDataParallel(model.transformer)
-            # Graphs are cut before anything runs, so no backward pass: a reducer that dies while gloo's threads still let
-            # go of its gradients waits for them with Python's lock, which they need.
+            # Graphs are cut before anything runs, so no backward pass: a reducer that dies while gloo's threads still
+            # let go of its gradients waits for them with Python's lock, which they need.
             replica(torch.zeros(1, 8, dtype=torch.long))
             del replica
     finally:
