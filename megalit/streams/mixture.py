@@ -129,11 +129,16 @@ class Mixture:
         names = {store.folder.name for store in counted if store is not None}
         return {name: content for name, content in opened.stores.contents.items() if name in names}
 
-    def _order_of_sets(self, components: Sequence[Component]) -> list[str] | None:
-        """The sets that the mixture's own stores give, where they do not stand in the order of their names."""
-        read = self._contents[list(self._opened).index(self.settings.stores)]
-        names = [name for name in self.stores.sets if any(part.split(".")[0] == name for part in read)]
-        return names if names != sorted(names) else None
+    @property
+    def _order_of_sets(self) -> list[str] | None:
+        """The sets that are read of the mixture's own stores, where some do not stand in the order of their names."""
+        contents = self._contents[list(self._opened).index(self.settings.stores)]
+        read = {name.split(".")[0] for name in contents}
+        orders = [
+            [name for name in names_of_sets(stores) if name in read]
+            for stores in (self.stores.generations, self.stores.samples)
+        ]
+        return [name for order in orders for name in order] if any(order != sorted(order) for order in orders) else None
 
     def _open(self, folder: str) -> "_Opened":
         if folder not in self._opened:
@@ -252,7 +257,7 @@ class Mixture:
     ) -> RunPlan:
         settings = {
             **asdict(self.settings),
-            "sets": self._order_of_sets(components),
+            "sets": self._order_of_sets,
             "embeddings": self._embeddings,
             "stores": self._contents,
             "tokenizer": self.stores.real.manifest.tokenizer,
