@@ -9,6 +9,7 @@ import yaml
 
 from megalit.callbacks import Checkpoint
 from megalit.errors import UserError
+from megalit.evaluation.ensembles import TOKEN_LOSSES
 from megalit.evaluation.results import FILE as EVALUATION
 from megalit.evaluation.results import file_of_checkpoint
 from megalit.files import lock, visible, write_atomic
@@ -25,8 +26,9 @@ _MARK = ".overwritten"
 # What a saved configuration has. Configurations of other programs, too, are often called config.yaml.
 _SECTIONS = {"model", "data", "trainer", "prepare", "run"}
 
-# What a run writes besides its configuration and checkpoints, and a folder of its metrics.
-_RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path("step-*.ckpt")))
+# What a run writes besides its configuration and checkpoints, and a folder of its metrics; the losses of its tokens are
+# written by ensembles that it is a member of.
+_RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path("step-*.ckpt")), f"{TOKEN_LOSSES}/*.npy")
 _LOGGED = ("metrics.csv", "hparams.yaml", "events.out.tfevents.*")
 
 # Settings that change neither the order of the data nor the result of a step, so that a run may be
@@ -180,10 +182,12 @@ class RunFolder:
         """Remove what a run wrote, and nothing else; its configuration stays, by which the folder is known."""
         # First, so that nobody takes the rest, in whatever state it is left, for a run to go on with.
         (self.path / _MARK).unlink(missing_ok=True)
-        for name in _RESULTS:
+        for result in _RESULTS:
+            folder, name = (self.path / result).parent, Path(result).name
             for pattern in (name, f".{name}.*.tmp"):  # and what was being written when a run was killed
-                for file in self.path.glob(pattern):
+                for file in folder.glob(pattern):
                     file.unlink()
+        _remove_if_empty(self.path / TOKEN_LOSSES)
         for folder in (self.path / METRICS).glob("version_*"):
             for pattern in _LOGGED:
                 for file in folder.glob(pattern):

@@ -21,6 +21,9 @@ from megalit.modeling.decoder import Decoder
 
 Floats = npt.NDArray[np.float64]
 
+# Folder, beside a member's checkpoints, of its losses of each target.
+TOKEN_LOSSES = "token_losses"
+
 # The fixed point of the weights: no weight moves by more in a round, or so many rounds.
 _TOLERANCE, _ROUNDS = 1e-6, 5_000
 # A few weights are known well from so many targets; more only take time.
@@ -44,7 +47,7 @@ def losses_file(member: Path, suite_name: str, suite_fingerprint: str, precision
     changed = weights.stat()
     key = fingerprint([found.name, changed.st_mtime_ns, changed.st_size, suite_fingerprint, precision])
     folder = found.parent.parent if found.suffix == ".ckpt" else found
-    return folder / "token_losses" / f"{suite_name}-{key}.npy"
+    return folder / TOKEN_LOSSES / f"{suite_name}-{key}.npy"
 
 
 def kept_losses(path: Path, targets: int, compute: Callable[[], Losses]) -> Losses:

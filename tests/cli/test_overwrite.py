@@ -11,7 +11,13 @@ from megalit.callbacks import Checkpoint
 from megalit.cli.run_folder import RunFolder
 from megalit.scaling.records import read_record
 
-FOREIGN = ["checkpoints/best.pt", "metrics/mine.csv", "metrics/version_0/mine.csv", "evaluation-mine.json"]
+FOREIGN = [
+    "checkpoints/best.pt",
+    "metrics/mine.csv",
+    "metrics/version_0/mine.csv",
+    "evaluation-mine.json",
+    "token_losses/mine.csv",
+]
 
 
 def test_another_configuration_does_not_continue_a_run(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
@@ -56,8 +62,10 @@ def test_a_folder_of_something_else_is_neither_used_nor_emptied(
 def test_what_lies_among_the_files_of_a_run_stays_when_it_is_replaced(run: Run, small: Path, tmp_path: Path) -> None:
     assert run("fit", "--config", small) == 0
     folder = tmp_path / "run"
+    (folder / "token_losses").mkdir()
     for name in FOREIGN:
         (folder / name).write_text("mine")
+    (folder / "token_losses" / "iid-0123456789abcdef.npy").write_text("")
     (folder / "evaluation-step-000000035.json").write_text("{}")
     (folder / "checkpoints" / ".step-000000041.ckpt.writing").mkdir()
     (folder / "checkpoints" / "step-000000099.ckpt").mkdir()  # written in shards
@@ -72,11 +80,14 @@ def test_what_lies_among_the_files_of_a_run_stays_when_it_is_replaced(run: Run, 
     ]
     assert not (folder / "evaluation-step-000000035.json").exists()
     assert not (folder / "metrics" / "version_0" / "metrics.csv").exists()
+    assert not (folder / "token_losses" / "iid-0123456789abcdef.npy").exists()
 
 
 def test_clearing_leaves_no_empty_folder_and_the_configuration(run: Run, small: Path, tmp_path: Path) -> None:
     assert run("fit", "--config", small) == 0
     (tmp_path / "run" / ".record.json.half.tmp").write_text("{")
+    (tmp_path / "run" / "token_losses").mkdir()
+    (tmp_path / "run" / "token_losses" / ".iid-0123456789abcdef.npy.half.tmp").write_text("")
     RunFolder(tmp_path / "run").clear()
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
 

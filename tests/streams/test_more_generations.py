@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -27,11 +27,18 @@ def folder(data_set: DataSet, tmp_path: Path) -> Path:
     return Path(shutil.copytree(data_set.folder, tmp_path / "stores"))
 
 
-def add_generations(data_set: DataSet, folder: Path) -> None:
-    made = folder.parent / "noise"
-    generate_token_noise(TokenNoise(count=2), data_set.corpus, made)
-    (added,) = build_stores(data_set.corpus, [GenerationSet(**generation_set(made))], data_set.tokenizer, folder)
-    assert added.kind == "generations"
+def add_generations(
+    data_set: DataSet,
+    folder: Path,
+    name: str = "noise",
+    kind: Literal["generations", "samples"] = "generations",
+    seed: int = 0,
+) -> None:
+    made = folder.parent / name
+    generate_token_noise(TokenNoise(count=2, seed=seed), data_set.corpus, made)
+    source = GenerationSet(**{**generation_set(made), "kind": kind})
+    (added,) = build_stores(data_set.corpus, [source], data_set.tokenizer, folder)
+    assert added.kind == kind
 
 
 def windows(data: StreamDataModule) -> torch.Tensor:
@@ -108,6 +115,25 @@ def test_sets_that_take_part_are_named(data_set: DataSet, folder: Path) -> None:
     assert turned.plan.fingerprint != both.plan.fingerprint
     with pytest.raises(UserError, match="data.sets names 'nose' and .* holds generations, noise: mend the name"):
         _ = StitchedStream(sets=["nose"], **settings).plan
+
+
+def test_the_order_of_sets_is_part_of_a_plan_where_it_is_not_that_of_their_names(
+    data_set: DataSet, folder: Path
+) -> None:
+    """Generations and samples are read apart, so that no order between the two changes anything."""
+    add_generations(data_set, folder, "a_sample", "samples", seed=1)
+    add_generations(data_set, folder, "b_sample", "samples", seed=2)
+    streams = [MixedStream("simple", 0.5, generations=2), MixedStream("samples", 0.5)]
+
+    def fingerprint(*sets: str) -> str:
+        data = MixtureStream(streams, stores=str(folder), sets=list(sets) or None, **SMALL)
+        return data.plan.fingerprint
+
+    with pytest.warns(UserWarning, match="reads the sets a_sample, b_sample"):
+        unsaid = fingerprint()
+    assert fingerprint("a_sample", "b_sample", "generations") == unsaid
+    assert fingerprint("generations", "a_sample", "b_sample") == unsaid
+    assert fingerprint("generations", "b_sample", "a_sample") != unsaid
 
 
 def test_a_folder_is_the_same_however_it_is_spelled(data_set: DataSet) -> None:
