@@ -1,7 +1,7 @@
 """Means, intervals and data efficiency from the records."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import mean, stdev
@@ -12,6 +12,9 @@ from results import Results
 from scipy.stats import t
 from spec import Run, StreamName
 from table import subsets
+
+from megalit.scaling.data_efficiency import data_efficiency
+from megalit.scaling.fitting import fit_power_law
 
 STREAMS: tuple[StreamName, ...] = ("real", "simple", "stitched")
 # More than the table asks for.
@@ -29,17 +32,23 @@ def noise(results: Results, best: Tuned) -> tuple[float, int] | None:
 
     Runs that are far from their best differ more between seeds, so they say nothing about these.
     """
-    several = [losses for run in best.values() if len(losses := list(of_seeds(results, run).values())) > 1]
-    freedom = sum(len(losses) - 1 for losses in several)
+    return pooled(list(of_seeds(results, run).values()) for run in best.values())
+
+
+def pooled(samples: Iterable[Sequence[float]]) -> tuple[float, int] | None:
+    """Standard deviation of the values around the mean of their own sample, and its degrees of freedom."""
+    several = [values for values in samples if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in several)
     if not freedom:
         return None
-    return math.sqrt(sum((len(losses) - 1) * stdev(losses) ** 2 for losses in several) / freedom), freedom
+    return math.sqrt(sum((len(values) - 1) * stdev(values) ** 2 for values in several) / freedom), freedom
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[list[float], float | None]:
     """Differences within each seed that both have, and half of the 95% interval of their mean (Student's t).
 
-    What seeds have in common, the draw of generations and the order of documents, falls out.
+    A seed is one of model, data and draw of generations. Over streams it takes no noise away (their losses of equal
+    seeds do not go together), but it keeps one seed's luck from counting twice.
     """
     differences = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     if len(differences) < 2:
@@ -91,6 +100,14 @@ def efficiency(points: Sequence[tuple[int, float]], own: int, loss: float) -> st
     if loss > losses[0]:
         return f"< {tokens[0] / own:.2f}"
     return f"{math.exp(float(np.interp(-loss, [-x for x in losses], np.log(tokens)))) / own:.2f}"
+
+
+def efficiency_by_law(points: Sequence[tuple[int, float]], own: int, loss: float) -> str:
+    """The same by the law A / D^B + C of the points, as the paper has it; nothing where they are too few for one."""
+    tokens, losses = zip(*points, strict=True)
+    if len(points) < 3 or any(after >= before for before, after in pairwise(losses)):
+        return ""
+    return f"{data_efficiency(loss, fit_power_law(tokens, losses), reference_loss=dict(points)[own]).factor:.2f}"
 
 
 def interval(losses: Mapping[int, float]) -> str:

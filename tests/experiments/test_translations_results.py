@@ -1,5 +1,6 @@
 """The experiment on translations: what is made of its records, and what is measured behind siblings."""
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,23 @@ def test_report_of_made_up_losses(
         assert f"- {run.name} minus {other.name}: -0.1000 ± 0.0000 (by seed: " in of_generations
         assert f"- {run.name} minus {best['stitched'].name}: +0.0000 ± 0.0000 (by seed: " in of_generations
     assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_a_line_between_two_amounts_says_more_than_the_law_of_all(experiment: SimpleNamespace) -> None:
+    def loss(tokens: float) -> float:
+        return 3.0 + 100 / math.sqrt(tokens)
+
+    points = [(tokens, loss(tokens)) for tokens in (500, 1_000, 2_000, 4_000)]
+    estimates = experiment.estimates
+    assert estimates.efficiency_by_law(points, 1_000, loss(1_500)) == "1.50"
+    assert float(estimates.efficiency(points, 1_000, loss(1_500))) > 1.5
+    assert estimates.efficiency_by_law(points[:2], 1_000, loss(1_500)) == ""
+    assert estimates.efficiency_by_law([*points, (8_000, points[-1][1])], 1_000, loss(1_500)) == ""
+
+
+def test_noise_is_pooled_around_the_mean_of_each_setting(experiment: SimpleNamespace) -> None:
+    assert experiment.estimates.pooled([[1.0, 3.0], [10.0, 11.0, 12.0], [5.0]]) == (pytest.approx((4 / 3) ** 0.5), 3)
+    assert experiment.estimates.pooled([[1.0], []]) is None
 
 
 def test_search_says_where_it_ended(experiment: SimpleNamespace, known: Any) -> None:
