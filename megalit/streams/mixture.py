@@ -247,7 +247,8 @@ class Mixture:
         rest = f" and not {', '.join(unread)}" if unread else ""
         remedy = "data.sets names those" if is_own else "its folder should hold only those"
         warnings.warn(
-            f"the stream '{ordering.name}' reads {sets} of {stores.folder}{order}{rest}: {remedy} that should take part",
+            f"the stream '{ordering.name}' reads {sets} of {stores.folder}{order}{rest}: {remedy} that "
+            "should take part",
             stacklevel=3,
         )
 
