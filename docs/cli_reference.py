@@ -1,7 +1,8 @@
 """A hook of mkdocs: the page on the command line, written from the verbs' own parsers when the site is built.
 
-It asks each verb for its help and takes the parser that would print it, so the page says what ``--help`` says. It also
-lets pages link to files of the project outside ``docs/``: those are copied into the site.
+In a clone that page says how to ask the program; here it is replaced. The hook asks each verb for its help and takes
+the parser that would print it, so the page says what ``--help`` says. It also lets pages link to files of the project
+outside ``docs/``: those are copied into the site.
 """
 
 import argparse
@@ -212,6 +213,7 @@ def on_files(files: Any, config: Any) -> Any:
         # Pages outside `docs/` have links of their own, which would lead nowhere: they are not for the site.
         if (ROOT / name).is_file() and not name.endswith(".md"):
             files.append(File.generated(config, f"{_COPIES}/{name}", abs_src_path=str(ROOT / name)))
+    files.remove(files.get_file_from_path(PAGE))  # what stands there for those who read it in a clone
     files.append(File.generated(config, PAGE, content=reference()))
     return files
 

@@ -153,6 +153,9 @@ def _costs(prediction: Prediction) -> Table:
             f"time at {time.mfu:.0%} MFU",
             f"{time.device_hours:,.1f} {time.device} hours, {time.hours:,.1f} hours on {time.devices}",
         )
+        if "bf16" not in prediction.step.precision:  # whose peak it is
+            said = f"for trainer.precision bf16-mixed; {prediction.step.precision} takes several times as long"
+            table.add_row("", said)
     data, disk = prediction.disk.data, prediction.disk
     table.add_row("token stores", f"{size_of(data.stores)} in {data.store_files:,} files")
     table.add_row("plan arrays on each node", size_of(data.plan_arrays))

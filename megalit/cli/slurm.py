@@ -46,11 +46,14 @@ TRAITS = {
     "sweep": Traits("output", "", continues=True),
 }
 
+# Verbs whose tasks are in each other's way where they are told the same. (Those of `sweep` are workers of one study.)
+_ALIKE = {"generate": "make the same generations", "ensemble": "train the same members"}
+
 HELP = """
 The verb and its arguments come behind `--`:
 
   megalit slurm --config configs/slurm/site.yaml --nodes 2 -- fit --config mine.yaml --run runs/mine
-  megalit slurm --config configs/slurm/site.yaml --array 16 -- generate --config rephrase.yaml --output data/rephrase
+  megalit slurm --config configs/slurm/generate.yaml --array 16 -- generate --config mine.yaml --output data/rephrase
 
 The same command again continues what is unfinished.
 """
@@ -66,8 +69,8 @@ class SlurmCommand(SlurmSettings):
 
     Attributes:
         array: submit a job array of so many tasks, among which the verb divides its work.
-        each: words that tell each task its part, with `{index}` and `{count}` (known for `generate`; empty, where
-            all tasks do the same, such as workers of a sweep).
+        each: words put behind the verb's arguments in each task, with `{index}` and `{count}`, or '' where all tasks do
+            the same (default: what `generate`, `ensemble` and `sweep` need to divide their work; no other verb does).
         indices: tasks of the array to submit, as SLURM writes them, such as 2 or 0-3,7 (default: all).
         folder: folder whose `slurm/` takes script, snapshot and output (default: `run` of fit, `output` of generate,
             else the current folder).
@@ -96,8 +99,8 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     if launched == "fit" and settings.tasks_per_node is None:
         settings = replace(settings, tasks_per_node=settings.gpus or 1)
     settings.check()
-    if launched == "generate" and (settings.nodes > 1 or (settings.tasks_per_node or 1) > 1):
-        raise UserError("all tasks of one job would make the same generations: give --array, whose tasks divide them")
+    if launched in _ALIKE and (settings.nodes > 1 or (settings.tasks_per_node or 1) > 1):
+        raise UserError(f"all tasks of one job would {_ALIKE[launched]}: give --array, whose tasks divide them")
     traits = TRAITS.get(launched, Traits())
     array = _array(command, launched, traits)
     for_preparation = _for_preparation(settings, command.preparation)
@@ -111,8 +114,10 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     submission = Submission(Path(command.folder or configuration.get(traits.results or "") or "."))
     hand_over = _show if command.dry_run else _submit
     after = command.after
-    if launched == "fit" and command.prepare and _is_unprepared(configuration):
-        after = hand_over(submission, "prepare", for_preparation, None, after, configuration)
+    if launched == "fit":
+        _check_stores(configuration)
+        if command.prepare and _is_unprepared(configuration):
+            after = hand_over(submission, "prepare", for_preparation, None, after, configuration)
     job = hand_over(submission, launched, settings, array, after, configuration, _own_flags(launched, rest))
     if not command.dry_run:
         print(job)
@@ -143,10 +148,21 @@ def _array(command: SlurmCommand, verb: str, traits: Traits) -> Array | None:
     if verb == "fit":
         raise UserError("tasks of an array would train in one run folder: submit each run for itself, or a sweep")
     if each is None:
-        raise UserError(f"how `{verb}` divides its work is not known: give --each, such as '--member {{index}}' or ''")
+        raise UserError(
+            f"`{verb}` does not divide its work as generate, ensemble and sweep do: leave --array out, or give "
+            "--each, the flags in which the tasks differ"
+        )
     array = Array(command.array, each, command.indices)
     array.check()
     return array
+
+
+def _check_stores(configuration: dict[str, Any]) -> None:
+    """Refuse a run that would find no data. (Stores that are named may lie where only the job sees them.)"""
+    if configuration["prepare"]["folder"] is None and configuration["data"]["init_args"].get("stores") is None:
+        raise UserError(
+            "no token stores are named: set data.stores, or prepare.folder to build them in a job that goes first"
+        )
 
 
 def _is_unprepared(configuration: dict[str, Any]) -> bool:

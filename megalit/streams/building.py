@@ -25,7 +25,8 @@ from megalit.corpus.tokenizers import Tokenizer, Tokens
 from megalit.errors import UserError
 from megalit.files import new_folder, write_json
 from megalit.streams import store as stores
-from megalit.streams.sources import TOKEN_OFFSETS, GenerationSet, Rows, refuse_other_names
+from megalit.streams.plan import difference
+from megalit.streams.sources import TOKEN_OFFSETS, GenerationSet, Rows, refuse_more_thoughts, refuse_other_names
 from megalit.streams.sources import sources as sources_of
 from megalit.streams.store import ITEMS, Kind, Manifest, TokenStore
 
@@ -189,6 +190,7 @@ def build_stores(
     sets = list(sets)
     sources = list(sources_of(corpus, sets, tokenizer, source, output))
     refuse_other_names(sources, sets, output)
+    refuse_more_thoughts(sources, output)
     missing = [part for part in sources if not stores.exists(output / part.name)]
     for part in sources:
         if part not in missing:
@@ -196,10 +198,12 @@ def build_stores(
             # Streams without thoughts go on with the stores that are there; the others say what is wrong with them.
             origin = {key: value for key, value in part.origin.items() if key != TOKEN_OFFSETS}
             built_from = {key: value for key, value in manifest.origin.items() if key != TOKEN_OFFSETS}
-            if built_from != origin or manifest.tokenizer != tokenizer.fingerprint:
+            asked = {**origin, "tokenizer": tokenizer.fingerprint}
+            other = difference(asked, {**built_from, "tokenizer": manifest.tokenizer})
+            if other is not None:
                 raise UserError(
-                    f"{output / part.name} was built from another corpus, tokenizer or guard: "
-                    "choose another folder for the stores"
+                    f"{output / part.name} was built from something else ({other}): go back to what it was built with, "
+                    "or choose another folder for the stores"
                 )
     if not missing:
         return []

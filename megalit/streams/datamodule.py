@@ -64,7 +64,7 @@ class StreamDataModule(lightning.LightningDataModule):
             or ``paper`` (as the megadocs paper's code: one order for all epochs, remainders dropped, mixing
             exact in blocks of 2,048 windows).
         sets: names of the sets of generations (or samples) that take part, those of the first one first (default: all
-            that lie with the stores).
+            that lie with the stores; ``generations`` counts over all of them together).
         real_fraction: share of the real documents to train on; each subset lies inside every larger one.
         separate_validation: start a window with each validation document, instead of packing them.
         document_order: documents and megadocs ``permuted``, or ``related`` ones side by side, along a path from

@@ -69,11 +69,20 @@ def mixture_lines(mixture: Mixture) -> list[str]:
             f"│  ├─ ordering {stream.ordering}",
             f"│  ├─ {stream.tables.documents:,} documents, {part.unique_tokens:,} tokens an epoch, "
             f"{part.synthetic_fraction:.1%} synthetic, {part.windows_per_epoch:,} windows of {stream.context_length:,}",
+            *_incomplete(stream),
             f"│  └─ tokens from a document's first piece to its last: {percentiles(megadoc_lengths(stream))}",
         ]
     for name, suite in mixture.suites.items():
         lines.append(f"└─ validation {name}: {suite.windows:,} windows, {suite.targets:,} targets")
     return lines
+
+
+def _incomplete(stream: Stream) -> list[str]:
+    """How many documents have fewer generations than the stream asks for, which ``incomplete: accept`` lets pass."""
+    asked = getattr(stream.ordering, "generations", 0)
+    count = stream.tables.generations.count
+    few, none = int((count < asked).sum()), int((count == 0).sum())
+    return [f"│  ├─ {few:,} documents have fewer than {asked} generations, {none:,} of them none"] if few else []
 
 
 @dataclass(frozen=True)

@@ -217,13 +217,7 @@ class Mixture:
                 "tokenize a corpus with generations, or train on RealStream"
             )
         settings = self.settings
-        names = names_of_sets(component.ordering.sources(opened.tables))
-        if len(names) > 1 and settings.sets is None:
-            warnings.warn(
-                f"the stream '{component.ordering.name}' reads the sets {', '.join(names)} of {stores.folder}, in this "
-                "order: data.sets names those that should take part",
-                stacklevel=2,
-            )
+        self._name_sets(component, opened)
         stream = Stream(
             component.ordering,
             opened.tables,
@@ -238,6 +232,25 @@ class Mixture:
                 "tokens: lower it or add documents"
             )
         return stream
+
+    def _name_sets(self, component: Component, opened: _Opened) -> None:
+        """Say which sets a stream reads where several lie there and none was chosen: another may have been meant."""
+        ordering, stores = component.ordering, opened.stores
+        is_own = component.stores in (None, self.settings.stores)
+        read = names_of_sets(ordering.sources(opened.tables))
+        there = names_of_sets(stores.samples if isinstance(ordering, Samples) else stores.generations)
+        if not set(read) & set(there) or len(there) < 2 or (is_own and self.settings.sets is not None):
+            return
+        unread = [name for name in there if name not in read]
+        sets = f"the sets {', '.join(read)}" if len(read) > 1 else f"the set {read[0]}"
+        order = ", in this order" if len(read) > 1 else ""
+        rest = f" and not {', '.join(unread)}" if unread else ""
+        remedy = "data.sets names those" if is_own else "its folder should hold only those"
+        warnings.warn(
+            f"the stream '{ordering.name}' reads {sets} of {stores.folder}{order}{rest}: {remedy} that "
+            "should take part",
+            stacklevel=3,
+        )
 
     def _thoughts(self, component: Component) -> dict[str, int]:
         """G of latent thoughts, which no setting says: split points of a document, fewer in a short one."""

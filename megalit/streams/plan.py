@@ -82,23 +82,24 @@ class RunPlan:
 
     def first_difference(self, other: dict[str, Any]) -> str | None:
         """Name the first thing in which another plan (as JSON) differs from this one."""
-        return _difference(self.to_json(), other, "")
+        return difference(self.to_json(), other)
 
 
-def _difference(mine: Any, other: Any, path: str) -> str | None:
+def difference(mine: Any, other: Any, path: str = "") -> str | None:
+    """Name the first thing in which ``other``, which was, differs from ``mine``, which is."""
     if isinstance(mine, tuple):
         mine = list(mine)
     if isinstance(other, tuple):
         other = list(other)
     if isinstance(mine, dict) and isinstance(other, dict):
         for key in {**mine, **other}:
-            found = _difference(mine.get(key), other.get(key), f"{path}.{key}" if path else str(key))
+            found = difference(mine.get(key), other.get(key), f"{path}.{key}" if path else str(key))
             if found:
                 return found
         return None
     if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
         for index, (left, right) in enumerate(zip(mine, other, strict=True)):
-            found = _difference(left, right, f"{path}[{index}]")
+            found = difference(left, right, f"{path}[{index}]")
             if found:
                 return found
         return None

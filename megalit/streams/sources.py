@@ -136,6 +136,17 @@ def refuse_other_names(parts: list[Source], sets: list[GenerationSet], output: P
                 )
 
 
+def refuse_more_thoughts(parts: list[Source], output: Path) -> None:
+    """Thoughts of two sets would cut a document in two ways: streams open a folder that holds one."""
+    there = [path.parent for path in sorted(output.glob("[!.]*/manifest.json"))]
+    names = [folder.name for folder in there if stores.read_manifest(folder).kind == "thoughts"]
+    names += [part.name for part in parts if part.kind == "thoughts" and part.name not in names]
+    if len(names) > 1:
+        raise UserError(
+            f"{output} would hold several sets of thoughts ({', '.join(names)}): give each its own folder of stores"
+        )
+
+
 def _new_rows(made: GenerationSet, segments: list[Path]) -> Rows:
     """Generations that no segment holds.
 

@@ -197,6 +197,23 @@ def test_folders_that_are_mixed_up(flags: list[str], message: str, made: Path, r
     assert not [path for path in made.glob("other*/**/*") if path.suffix != ".lock"], "not even a tokenizer"
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "(guard.action was 'drop' and is 'report'): go back to what it was built with, or choose another folder"),
+        (["--corpus", "other", "--guard.action", "drop"], "(corpus.inputs[0] was 'd.jsonl' and is 'e.jsonl')"),
+    ],
+)
+def test_stores_that_were_built_from_something_else_say_what(
+    flags: list[str], message: str, run: Run, refused: Refused, tmp_path: Path
+) -> None:
+    for name, output in (("d.jsonl", "c"), ("e.jsonl", "other")):
+        write_jsonl(tmp_path / name, make_rows(20, seed=3))
+        assert run("corpus", "--inputs", f"[{name}]", "--validation_fraction", "0.3", "--output", output) == 0
+    assert run("tokenize", "--corpus", "c", "--guard.action", "drop", "--output", "s") == 0
+    assert message in refused("tokenize", "--corpus", "c", "--output", "s", *flags)
+
+
 @pytest.fixture
 def made(run: Run, tmp_path: Path) -> Path:
     """A folder with a corpus, generations and stores."""

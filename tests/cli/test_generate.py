@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,23 @@ def test_generations_thoughts_and_samples_go_on_to_training(config: Path, run: R
     assert drawn["unique_tokens"] > stores.samples[0].manifest.tokens
 
 
+def test_a_folder_of_stores_holds_one_set_of_thoughts(
+    config: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says so before it holds a second one, with which no stream would open it."""
+    for splits in (2, 4):
+        flags = ["--output", f"thoughts-{splits}", "--recipe", "LatentThoughts", "--recipe.splits", str(splits)]
+        assert run("generate", "--config", config, *flags) == 0
+    assert tokenize(run, "thoughts-2") == 0
+    assert tokenize(run, "thoughts-2") == 0
+    capsys.readouterr()
+    assert tokenize(run, "thoughts-4") == 2
+    said = "stores would hold several sets of thoughts (thoughts-2, thoughts-4): give each its own folder"
+    assert said in capsys.readouterr().err
+    assert open_stores(Path("stores")).thoughts is not None
+    assert fit(run, "LatentThoughtStream")["synthetic_share"] > 0
+
+
 def test_later_generations_become_a_further_store(config: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("generate", "--config", config, "--generations", "2") == 0
     assert tokenize(run, "out") == 0
@@ -316,8 +334,14 @@ def test_documents_with_fewer_generations(config: Path, run: Run, capsys: pytest
     rows = pq.read_metadata("out/generations.parquet").num_rows
     tokens = open_stores(Path("stores")).generations[0].manifest.tokens
     real = open_stores(Path("stores")).real.manifest
+    counts = Counter(open_stores(Path("stores")).generations[0].items(["document_id"]).column(0).to_pylist())
+    few, none = sum(counts[name] < 3 for name in counts), real.items - len(counts)
     for stream in ("SimpleStream", "StitchedStream"):
         synthetic = synthetic_stream(fit(run, stream, generations=3, incomplete="accept"))
+        capsys.readouterr()
+        assert run("inspect", "fit.yaml") == 0
+        words = f"{few + none} documents have fewer than 3 generations, {none} of them none"
+        assert words in capsys.readouterr().out
         # Every generation there is takes part once, between a BOS and an EOS.
         assert synthetic["unique_tokens"] == tokens + real.tokens + 2 * (rows + real.items)
 

@@ -141,6 +141,16 @@ def test_the_tables_name_what_matters(run: Run, small: Path, capsys: Any, monkey
         assert words in said
 
 
+@pytest.mark.parametrize(("precision", "slower"), [("32-true", True), ("bf16-mixed", False)])
+def test_hours_are_said_to_be_those_of_bf16(
+    run: Run, small: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, precision: str, slower: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    flags = ["--trainer.accelerator", "gpu", "--trainer.precision", precision]
+    assert run("plan", "--config", small, *flags) == 0
+    assert ("for trainer.precision bf16-mixed; 32-true takes" in capsys.readouterr().out) == slower
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

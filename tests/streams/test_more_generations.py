@@ -1,6 +1,7 @@
 """Stores that are added to a folder change no run that does not read them."""
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +100,13 @@ def test_sets_that_take_part_are_named(data_set: DataSet, folder: Path) -> None:
     alone = windows(before)
     add_generations(data_set, folder)
     settings = {"stores": f"{folder}/", **SMALL}
-    assert torch.equal(windows(StitchedStream(generations=2, sets=["generations"], **settings)), alone)
+    unsaid = StitchedStream(generations=2, **settings)
+    with pytest.warns(UserWarning, match="reads the set generations of .* and not noise: data.sets names those"):
+        assert torch.equal(windows(unsaid), alone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert torch.equal(windows(StitchedStream(generations=2, sets=["generations"], **settings)), alone)
+        _ = RealStream(**settings).plan
     noise = StitchedStream(generations=2, sets=["noise"], **settings)
     assert set(noise.plan.settings["stores"][0]) == {"real", "validation", "noise"}
     both = StitchedStream(generations=GENERATIONS + 2, **settings)
@@ -115,6 +122,15 @@ def test_sets_that_take_part_are_named(data_set: DataSet, folder: Path) -> None:
     assert turned.plan.fingerprint != both.plan.fingerprint
     with pytest.raises(UserError, match="data.sets names 'nose' and .* holds generations, noise: mend the name"):
         _ = StitchedStream(sets=["nose"], **settings).plan
+
+
+def test_sets_of_a_folder_that_is_replayed_are_named(data_set: DataSet, folder: Path) -> None:
+    """data.sets does not choose among them."""
+    add_generations(data_set, folder)
+    streams = [MixedStream("real", 0.5), MixedStream("simple", 0.5, generations=2, stores=str(folder))]
+    data = MixtureStream(streams, stores=str(data_set.folder), sets=["generations"], **SMALL)
+    with pytest.warns(UserWarning, match="generations of .* and not noise: its folder should hold only those that"):
+        _ = data.plan
 
 
 def test_the_order_of_sets_is_part_of_a_plan_where_it_is_not_that_of_their_names(
