@@ -301,8 +301,8 @@ class LanguageModel(Decoder):
         message = f"the {what} is not finite at step {step + 1}, {culprits(self, batch)}"
         if self.nonfinite == "stop":
             raise UserError(
-                f"{message}: the last checkpoint stays as it is; lower model.learning_rate, look at these documents, "
-                "or set model.nonfinite to skip"
+                f"{message}: look at these documents; with model.nonfinite skip the run goes on from its last "
+                "checkpoint without such steps, a lower model.learning_rate is another run"
             )
         self.print(f"{message}: the step is skipped")
 
