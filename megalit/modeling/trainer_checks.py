@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -35,6 +35,10 @@ def check_trainer(trainer: Any, continues: bool) -> None:
         sharding.check_sizes(trainer.strategy, trainer.world_size)
         if any(isinstance(part, WeightAveraging) for part in trainer.callbacks):
             raise UserError("the model is sharded, and Lightning cannot average sharded weights: use DDP, or leave it")
+    if any(isinstance(part, StochasticWeightAveraging) for part in trainer.callbacks):
+        # It copies the model before the model has weights.
+        what = "trainer.callbacks has StochasticWeightAveraging, which averages nothing here"
+        _refuse(what, "use EMAWeightAveraging, or a WeightAveraging of your own", continues)
 
 
 def _refuse(what: str, remedy: str, continues: bool) -> None:

@@ -36,6 +36,7 @@ def refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ref
     return command
 
 
+SWA = '[{"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.01}}]'
 CONFIGURATION = {
     ("--bogus", "1"): "--bogus",
     ("--data.bogus", "1"): "data.bogus: there is no such setting",
@@ -73,6 +74,7 @@ CONFIGURATION = {
     ("--trainer.val_check_interval", "100000"): "trainer.val_check_interval is 100000 steps and the run has",
     ("--trainer.precision", "bf16-true"): "in which weight decay and small steps are rounded away: use bf16-mixed",
     ("--trainer.precision", "16-true"): "trainer.precision is 16-true, which this model does not train in",
+    ("--trainer.callbacks", SWA): "which averages nothing here: use EMAWeightAveraging, or a WeightAveraging",
     ("--config", "absent.yaml"): "absent.yaml",
 }
 

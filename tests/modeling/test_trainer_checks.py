@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning
 import pytest
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
@@ -11,7 +12,10 @@ from megalit.modeling.language_model import LanguageModel
 
 @pytest.mark.parametrize(
     ("settings", "why"),
-    [({"precision": "bf16-true"}, "in which weight decay and small steps are rounded away")],
+    [
+        ({"precision": "bf16-true"}, "in which weight decay and small steps are rounded away"),
+        ({"callbacks": [StochasticWeightAveraging(0.01)]}, "StochasticWeightAveraging, which averages nothing here"),
+    ],
 )
 def test_a_run_that_an_earlier_version_began_goes_on_and_is_told(settings: dict[str, Any], why: str) -> None:
     trainer = lightning.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, **settings)
