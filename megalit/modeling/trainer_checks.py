@@ -20,7 +20,7 @@ def check_trainer(trainer: Any, continues: bool) -> None:
 
     Raises:
         UserError: a precision in which steps are scaled or rounded away, a strategy that is not known or shards over
-            sizes that do not fit, or a callback that does not work.
+            sizes that do not fit, validations by the clock, or a callback that does not work.
     """
     if getattr(trainer.precision_plugin, "scaler", None) is not None or trainer.precision == "16-true":
         raise UserError(f"trainer.precision is {trainer.precision}, which this model does not train in: use bf16-mixed")
@@ -35,6 +35,12 @@ def check_trainer(trainer: Any, continues: bool) -> None:
         sharding.check_sizes(trainer.strategy, trainer.world_size)
         if any(isinstance(part, WeightAveraging) for part in trainer.callbacks):
             raise UserError("the model is sharded, and Lightning cannot average sharded weights: use DDP, or leave it")
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        # Each rank would look at its own clock, and some validate while others train.
+        raise UserError(
+            "trainer.val_check_interval is a time, which ranks would measure each for itself: "
+            "give steps, or a share of the run such as 0.1"
+        )
     if any(isinstance(part, StochasticWeightAveraging) for part in trainer.callbacks):
         # It copies the model before the model has weights.
         what = "trainer.callbacks has StochasticWeightAveraging, which averages nothing here"

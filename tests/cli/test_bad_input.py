@@ -72,6 +72,7 @@ CONFIGURATION = {
     ("--trainer.accelerator", "gpu"): "trainer's settings do not work together or not here",
     ("--trainer.strategy", "fsdp"): "trainer's settings do not work together or not here",
     ("--trainer.val_check_interval", "100000"): "trainer.val_check_interval is 100000 steps and the run has",
+    ("--trainer.val_check_interval", "00:00:10:00"): "is a time, which ranks would measure each for itself: give steps",
     ("--trainer.precision", "bf16-true"): "in which weight decay and small steps are rounded away: use bf16-mixed",
     ("--trainer.precision", "16-true"): "trainer.precision is 16-true, which this model does not train in",
     ("--trainer.callbacks", SWA): "which averages nothing here: use EMAWeightAveraging, or a WeightAveraging",
