@@ -36,6 +36,7 @@ def refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ref
     return command
 
 
+SHARDED = '{"class_path": "ModelParallelStrategy", "init_args": {"data_parallel_size": 1, "tensor_parallel_size": 1}}'
 SWA = '[{"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.01}}]'
 CONFIGURATION = {
     ("--bogus", "1"): "--bogus",
@@ -75,6 +76,7 @@ CONFIGURATION = {
     ("--trainer.val_check_interval", "00:00:10:00"): "is a time, which ranks would measure each for itself: give steps",
     ("--trainer.precision", "bf16-true"): "in which weight decay and small steps are rounded away: use bf16-mixed",
     ("--trainer.precision", "16-true"): "trainer.precision is 16-true, which this model does not train in",
+    ("--trainer.strategy", SHARDED): "there is one device: set trainer.strategy to auto",
     ("--trainer.callbacks", SWA): "which averages nothing here: use EMAWeightAveraging, or a WeightAveraging",
     ("--config", "absent.yaml"): "absent.yaml",
 }
