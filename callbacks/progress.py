@@ -38,6 +38,15 @@ class Progress(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether this is the rank that shows; a model's own ``print`` asks."""
+        return self._enabled
+
+    def print(self, *values: Any, **_: Any) -> None:
+        """Say what a model says in the middle of training, above the bar."""
+        self._console.print(*values, highlight=False, soft_wrap=True)
+
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._step_began = self._printed_at = time.monotonic()
         if self._enabled and self._console.is_terminal:

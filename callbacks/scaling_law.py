@@ -34,10 +34,14 @@ class ScalingLaw(lightning.Callback):
         self._validation: list[CurvePoint] = []
         self._pending: list[torch.Tensor] = []
         self._earlier_seconds = 0.0
+        # None, where a part of the run was trained by a version that did not count devices.
+        self._earlier_device_seconds: float | None = 0.0
         self._began = time.monotonic()
+        self._world_size = 1
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._began = time.monotonic()
+        self._world_size = trainer.world_size
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,6 +77,7 @@ class ScalingLaw(lightning.Callback):
         seen = data.windows_seen()
         total, inner = model.parameter_counts()
         latest = self._validation[-1].losses if self._validation else {}
+        seconds, device_seconds = self._seconds()
         record = RunRecord(
             status="finished" if finished else "running",
             measured_whole=finished,
@@ -94,7 +99,8 @@ class ScalingLaw(lightning.Callback):
                 if suite in data.suites
             },
             ensemble=_by_members(latest),
-            wall_seconds=self._seconds(),
+            wall_seconds=seconds,
+            device_seconds=device_seconds,
             environment=environment(_devices(trainer)) | {"peak_flops": peak_flops(_devices(trainer))},
             seeds={"model": model.seed or 0, "data": data.seed or 0},
             steps=trainer.global_step,
@@ -106,11 +112,13 @@ class ScalingLaw(lightning.Callback):
         return record
 
     def state_dict(self) -> dict[str, Any]:
+        seconds, device_seconds = self._seconds()
         return {
             "training": [vars(point) for point in self._training],
             "validation": [vars(point) for point in self._validation],
             "pending": [float(loss) for loss in self._pending],
-            "seconds": self._seconds(),
+            "seconds": seconds,
+            "device_seconds": device_seconds,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -118,12 +126,15 @@ class ScalingLaw(lightning.Callback):
         self._validation = [CurvePoint(**point) for point in state_dict["validation"]]
         self._pending = [torch.tensor(loss) for loss in state_dict["pending"]]
         self._earlier_seconds = state_dict["seconds"]
+        self._earlier_device_seconds = state_dict.get("device_seconds")
 
     def _add(self, point: CurvePoint) -> None:
         self._validation = [old for old in self._validation if old.step != point.step] + [point]
 
-    def _seconds(self) -> float:
-        return self._earlier_seconds + time.monotonic() - self._began
+    def _seconds(self) -> tuple[float, float | None]:
+        """Time of all starts together, and each one's times its devices."""
+        own, earlier = time.monotonic() - self._began, self._earlier_device_seconds
+        return self._earlier_seconds + own, None if earlier is None else earlier + own * self._world_size
 
     @staticmethod
     def _tokens(trainer: lightning.Trainer) -> int:

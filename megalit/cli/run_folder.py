@@ -31,8 +31,8 @@ _SECTIONS = {"model", "data", "trainer", "prepare", "run"}
 _RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path("step-*.ckpt")), f"{TOKEN_LOSSES}/*.npy")
 _LOGGED = ("metrics.csv", "hparams.yaml", "events.out.tfevents.*")
 
-# Settings that change neither the order of the data nor the result of a step, so that a run may be
-# continued with other ones.
+# Settings that change neither the order of the data nor the result of a step, so that a run may be continued with other
+# ones. (A step whose result is not finite has none: the run stops before it, and may go on by skipping it.)
 _FREE = (
     "run",
     "overwrite",
@@ -57,6 +57,10 @@ _FREE = (
     "data.init_args.ignore_plan",
     "data.init_args.sets",  # the plan says what they come to
     "model.micro_batch",
+    "model.attention",
+    "model.compile",
+    "model.gradient_checkpointing",
+    "model.nonfinite",
 )
 
 # Settings that the loss of a trained model on its validation suites depends on.

@@ -92,6 +92,8 @@ def result_table(record: RunRecord) -> Table:
     table.add_row("parameters", f"{record.parameters['total']:,}")
     table.add_row("training FLOPs", f"{record.flops:.2e}")
     table.add_row("time", f"{record.wall_seconds:,.0f} s")
+    if record.device_seconds is not None and record.device_seconds != record.wall_seconds:
+        table.add_row("time of all devices", f"{record.device_seconds:,.0f} s")
     for suite, loss in record.losses.items():
         nats, bits = loss["nats_per_token"], loss["bits_per_byte"]
         # A record on disk has null for what is no finite number.

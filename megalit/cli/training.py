@@ -230,10 +230,10 @@ class TrainingCLI(LightningCLI):
         self.prepare_data(config)
         plan = self.datamodule.plan
         self.model.check_plan(plan)
-        self.model.check_trainer(self.trainer)
         trainer: Any = self.trainer
         # Where all ranks start at once, one may look before another has cleared.
         checkpoint = None if overwrite else run.newest_checkpoint
+        self.model.check_trainer(trainer, continues=checkpoint is not None)
         if checkpoint is None or not self.datamodule.ignore_plan:
             _check_validation(trainer, plan.steps)
         for callback in trainer.callbacks:

@@ -139,8 +139,7 @@ class Decoder(lightning.LightningModule):
         backend = resolve(self.attention, device, masked)
         if self.attention.startswith("flash") and not precision.startswith(("bf16", "16")):
             raise UserError(
-                f"model.attention is {self.attention} and trainer.precision {precision}: "
-                "it needs bf16-mixed or bf16-true"
+                f"model.attention is {self.attention} and trainer.precision {precision}: it needs bf16-mixed"
             )
         try_kernel(backend, device, masked, (self.shape.heads, self.shape.kv_heads, self.shape.head_size))
 

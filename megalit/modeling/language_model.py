@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from megalit.errors import UserError
@@ -25,6 +23,7 @@ from megalit.modeling.nonfinite import culprits
 from megalit.modeling.optimizers import OptimizerSettings, Schedule, make_optimizer
 from megalit.modeling.out_of_memory import no_room, told_out_of_memory
 from megalit.modeling.shapes import Shape
+from megalit.modeling.trainer_checks import check_trainer
 from megalit.modeling.transformer import Regularization
 
 _NO_ROOM_FOR_OPTIMIZER = no_room(
@@ -210,32 +209,20 @@ class LanguageModel(Decoder):
             raise UserError("model.optimizer is muon and the model is sharded: Muon needs whole matrices, use DDP")
         return make_optimizer(self, self.optimizer_settings, self.learning_rate, self.weight_decay)
 
-    def check_trainer(self, trainer: Any) -> None:
+    def check_trainer(self, trainer: Any, continues: bool = False) -> None:
         """Refuse a trainer under which this model would train wrongly.
 
         Raises:
-            UserError: a precision whose loss is scaled, a strategy that is not known, or a kernel that does not run.
+            UserError: see :func:`megalit.modeling.trainer_checks.check_trainer`; or a kernel that does not run.
         """
         self.check_device(trainer.strategy.root_device, str(trainer.precision))
-        if getattr(trainer.precision_plugin, "scaler", None) is not None or trainer.precision == "16-true":
-            raise UserError(
-                f"trainer.precision is {trainer.precision}, which this model does not train in: use bf16-mixed"
-            )
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
-            raise UserError(
-                f"trainer.strategy is {type(trainer.strategy).__name__}: use ddp, or ModelParallelStrategy to shard "
-                "the model"
-            )
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            sharding.check_sizes(trainer.strategy, trainer.world_size)
+        check_trainer(trainer, continues)
 
     # Training --------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         trainer: Any = self.trainer
-        if self.device_mesh is not None and any(isinstance(part, WeightAveraging) for part in trainer.callbacks):
-            raise UserError("the model is sharded, and Lightning cannot average sharded weights: use DDP, or leave it")
-        self.check_trainer(trainer)
+        self.check_trainer(trainer, continues=trainer.ckpt_path is not None)
         if self.micro_batch == "auto":
             # Without noise it changes no result, and this may be another GPU.
             kept = self._found_micro_batch if self.regularization.is_on else None
@@ -301,8 +288,8 @@ class LanguageModel(Decoder):
         message = f"the {what} is not finite at step {step + 1}, {culprits(self, batch)}"
         if self.nonfinite == "stop":
             raise UserError(
-                f"{message}: the last checkpoint stays as it is; lower model.learning_rate, look at these documents, "
-                "or set model.nonfinite to skip"
+                f"{message}: look at these documents; with model.nonfinite skip the run goes on from its last "
+                "checkpoint without such steps, a lower model.learning_rate is another run"
             )
         self.print(f"{message}: the step is skipped")
 

@@ -25,7 +25,7 @@ class Step:
         windows: a device's share of the global batch.
         micro_batch: windows in a pass.
         context_length: tokens in a window.
-        precision: Lightning's: ``32-true``, ``bf16-mixed`` or ``bf16-true``.
+        precision: Lightning's: ``32-true`` or ``bf16-mixed``.
         device: ``cuda`` or ``cpu``: the size of a chunk of logits.
         checkpointing: only each layer's input is kept, and the rest is computed again.
     """
@@ -45,7 +45,7 @@ class Step:
 
     @property
     def weight_bytes(self) -> int:
-        return 2 if self.precision == "bf16-true" else 4
+        return 4  # whatever the computation's type
 
     @property
     def casts(self) -> bool:
@@ -89,10 +89,8 @@ def step_memory(model: Decoder, step: Step) -> StepMemory:
     Raises:
         UserError: a precision that it does not train in.
     """
-    if step.precision not in ("32-true", "bf16-mixed", "bf16-true"):
-        raise UserError(
-            f"memory is known for trainer.precision 32-true, bf16-mixed and bf16-true, not {step.precision}"
-        )
+    if step.precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"memory is known for trainer.precision 32-true and bf16-mixed, not {step.precision}")
     shape, vocabulary = model.shape, model.lm_head.weight.shape[0]
     total, inner = model.parameter_counts()
     head_weight = vocabulary * shape.hidden_size

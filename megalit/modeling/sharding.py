@@ -18,8 +18,9 @@ def check_sizes(strategy: ModelParallelStrategy, devices: int) -> None:
     """Refuse sizes with which not all devices would share the model.
 
     Raises:
-        UserError: the strategy's sizes are not those of one group of all devices.
+        UserError: there is one device, or the strategy's sizes are not those of one group of all devices.
     """
+    _refuse_one(devices)
     data, tensor = strategy._data_parallel_size, strategy._tensor_parallel_size
     # Lightning's own: a group of the devices of each node shares each matrix.
     data = strategy.num_nodes if data == "auto" else data
@@ -29,6 +30,12 @@ def check_sizes(strategy: ModelParallelStrategy, devices: int) -> None:
             f"the strategy's data_parallel_size is {data} and its tensor_parallel_size {tensor}, on {devices} devices: "
             f"set {devices} and 1"
         )
+
+
+def _refuse_one(devices: int) -> None:
+    # It could be trained and not be measured: torch gathers no weights under inference mode where nothing is split.
+    if devices == 1:
+        raise UserError("the model is to be sharded, and there is one device: set trainer.strategy to auto")
 
 
 def shard(model: Any, mesh: DeviceMesh, mixed: bool = False) -> None:
@@ -43,9 +50,10 @@ def shard(model: Any, mesh: DeviceMesh, mixed: bool = False) -> None:
             places.
 
     Raises:
-        UserError: embedding and head are one matrix, which cannot be sharded in two places, or the mesh splits
-            matrices, which this model does not do.
+        UserError: there is one device; embedding and head are one matrix, which cannot be sharded in two places; or
+            the mesh splits matrices, which this model does not do.
     """
+    _refuse_one(torch.distributed.get_world_size())
     ranks = mesh["data_parallel"]
     if ranks.size() != torch.distributed.get_world_size():
         raise UserError(

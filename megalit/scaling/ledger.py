@@ -26,6 +26,7 @@ AXES = {
     "flops": "training FLOPs",
     "steps": "optimizer steps",
     "seconds": "wall time",
+    "device_seconds": "wall time of each start times its devices",
 }
 
 
@@ -130,6 +131,7 @@ def _axis(record: RunRecord, key: str) -> Any:
         "flops": record.flops,
         "steps": record.steps,
         "seconds": record.wall_seconds,
+        "device_seconds": record.device_seconds,
     }
     return values[key]
 

@@ -39,7 +39,7 @@ class RunRecord:
         epochs: of each stream, so far.
         unique_real_tokens: tokens of the real training documents.
         synthetic_share: true share of synthetic tokens in the run.
-        flops: floating-point operations of training so far.
+        flops: floating-point operations of training so far, the model's own: without the passes of teachers.
         losses: the last value of each validation suite: nats per token and bits per byte.
         measured_whole: whether ``losses`` are of whole suites whatever ``trainer.limit_val_batches`` says, as those of
             a finished run are; records of before it was so lack it.
@@ -48,7 +48,8 @@ class RunRecord:
             :class:`~megalit.callbacks.Ensemble`.
         training_curve, validation_curve: losses over the run.
         wall_seconds: time spent in training and validation, all starts together.
-        environment: hardware, versions, git commit.
+        device_seconds: the same, each start's times its devices; None, where an earlier version trained a part of it.
+        environment: hardware, versions, git commit, of the last start.
         seeds: model and data seed.
     """
 
@@ -65,6 +66,7 @@ class RunRecord:
     wall_seconds: float
     environment: dict[str, Any]
     seeds: dict[str, int]
+    device_seconds: float | None = None
     measured_whole: bool = False
     held_out: str | None = None
     ensemble: dict[str, list[float]] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
-from megalit.streams.datamodule import StreamDataModule, SyntheticDataModule
+from megalit.streams.datamodule import StreamDataModule
 from megalit.streams.orderings import (
     Draw,
     Incomplete,
@@ -25,6 +25,7 @@ from megalit.streams.remote import one_spelling
 from megalit.streams.run_length import Component
 from megalit.streams.schedule import exact
 from megalit.streams.store_set import StoreSet
+from megalit.streams.synthetic import SyntheticDataModule
 
 
 class SimpleStream(SyntheticDataModule):

@@ -85,22 +85,31 @@ class RunPlan:
         return difference(self.to_json(), other)
 
 
-def difference(mine: Any, other: Any, path: str = "") -> str | None:
+def difference(mine: Any, other: Any) -> str | None:
     """Name the first thing in which ``other``, which was, differs from ``mine``, which is."""
+    found = difference_of(mine, other)
+    if found is None:
+        return None
+    path, now, before = found
+    return f"{path} was {before!r} and is {now!r}"
+
+
+def difference_of(mine: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """The first place in which two values of JSON differ, with what is there in each."""
     if isinstance(mine, tuple):
         mine = list(mine)
     if isinstance(other, tuple):
         other = list(other)
     if isinstance(mine, dict) and isinstance(other, dict):
         for key in {**mine, **other}:
-            found = difference(mine.get(key), other.get(key), f"{path}.{key}" if path else str(key))
+            found = difference_of(mine.get(key), other.get(key), f"{path}.{key}" if path else str(key))
             if found:
                 return found
         return None
     if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
         for index, (left, right) in enumerate(zip(mine, other, strict=True)):
-            found = difference(left, right, f"{path}[{index}]")
+            found = difference_of(left, right, f"{path}[{index}]")
             if found:
                 return found
         return None
-    return None if mine == other else f"{path} was {other!r} and is {mine!r}"
+    return None if mine == other else (path, mine, other)

@@ -36,6 +36,8 @@ def refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Ref
     return command
 
 
+SHARDED = '{"class_path": "ModelParallelStrategy", "init_args": {"data_parallel_size": 1, "tensor_parallel_size": 1}}'
+SWA = '[{"class_path": "StochasticWeightAveraging", "init_args": {"swa_lrs": 0.01}}]'
 CONFIGURATION = {
     ("--bogus", "1"): "--bogus",
     ("--data.bogus", "1"): "data.bogus: there is no such setting",
@@ -71,7 +73,11 @@ CONFIGURATION = {
     ("--trainer.accelerator", "gpu"): "trainer's settings do not work together or not here",
     ("--trainer.strategy", "fsdp"): "trainer's settings do not work together or not here",
     ("--trainer.val_check_interval", "100000"): "trainer.val_check_interval is 100000 steps and the run has",
+    ("--trainer.val_check_interval", "00:00:10:00"): "is a time, which ranks would measure each for itself: give steps",
+    ("--trainer.precision", "bf16-true"): "in which weight decay and small steps are rounded away: use bf16-mixed",
     ("--trainer.precision", "16-true"): "trainer.precision is 16-true, which this model does not train in",
+    ("--trainer.strategy", SHARDED): "there is one device: set trainer.strategy to auto",
+    ("--trainer.callbacks", SWA): "which averages nothing here: use EMAWeightAveraging, or a WeightAveraging",
     ("--config", "absent.yaml"): "absent.yaml",
 }
 

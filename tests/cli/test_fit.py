@@ -212,6 +212,7 @@ def test_two_processes_give_the_result_of_one(run: Run, from_files: Path, tmp_pa
     assert run("fit", "--config", from_files, *flags, "--run", "one") == 0
     one, both = read_record(tmp_path / "one"), read_record(tmp_path / "two")
     assert both.plan == one.plan
+    assert (one.device_seconds, both.device_seconds) == pytest.approx((one.wall_seconds, 2 * both.wall_seconds))
     assert [loss for _, loss in losses(tmp_path / "two")] == pytest.approx(
         [loss for _, loss in losses(tmp_path / "one")], abs=1e-4
     )

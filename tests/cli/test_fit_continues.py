@@ -16,6 +16,7 @@ from running import Run, losses, start, start_interpreter, wait_for_checkpoint
 from megalit import files
 from megalit.callbacks import Checkpoint
 from megalit.errors import UserError
+from megalit.modeling.language_model import LanguageModel
 from megalit.scaling.records import read_record
 
 
@@ -98,6 +99,31 @@ def test_a_run_that_stops_early_is_not_finished_and_continues(
     assert "step-000000012.ckpt" in capsys.readouterr().err
     assert run("fit", "--config", small, "--run", "whole") == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+def test_a_run_goes_on_as_the_error_that_stopped_it_says(
+    run: Run, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With what changes no step that has a result; a lower learning rate would be another run."""
+    sums_of = LanguageModel.term_sums
+
+    def broken(model: LanguageModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        sums = sums_of(model, batch)
+        return sums * torch.nan if 48 in batch["provenance"][:, 0] else sums
+
+    monkeypatch.setattr(LanguageModel, "term_sums", broken)
+    assert run("fit", "--config", small) == 2
+    assert "the loss is not finite at step 13, sample 48" in (said := capsys.readouterr().err)
+    assert "with model.nonfinite skip the run goes on from its last checkpoint" in said
+    assert run("fit", "--config", small, "--model.learning_rate", "0.005") == 2
+    assert "holds a run with another model.learning_rate" in capsys.readouterr().err
+    assert run("fit", "--config", small, "--model.nonfinite", "skip", "--model.gradient_checkpointing", "true") == 0
+    said = capsys.readouterr().err
+    assert "continuing from run/checkpoints/step-000000010.ckpt" in said
+    assert "documents document-" in said
+    assert said.count("the step is skipped") == 1
+    record = read_record(tmp_path / "run")
+    assert (record.status, record.steps, record.config["model"]["nonfinite"]) == ("finished", 40, "skip")
 
 
 def test_a_time_limit_is_that_of_each_start(run: Run, small: Path, tmp_path: Path) -> None:

@@ -301,9 +301,9 @@ def test_a_size_that_was_found_is_kept_only_where_it_is_part_of_the_result(
     """The run may go on on a GPU with less memory."""
     model = LanguageModel("nano", micro_batch="auto", regularization=Regularization(dropout=noise))
     model.on_load_checkpoint({"micro_batch": 8})
-    trainer: Any = SimpleNamespace(callbacks=[], strategy=None, datamodule=SimpleNamespace(plan=object()))
+    trainer: Any = SimpleNamespace(ckpt_path=None, datamodule=SimpleNamespace(plan=object()))
     monkeypatch.setattr(LanguageModel, "trainer", trainer)
-    monkeypatch.setattr(LanguageModel, "check_trainer", lambda *_: None)
+    monkeypatch.setattr(LanguageModel, "check_trainer", lambda *_, **__: None)
     monkeypatch.setattr(LanguageModel, "_plan", None)
     monkeypatch.setattr(language_model, "find_micro_batch", lambda *_: 2)
     model.on_fit_start()

@@ -96,9 +96,13 @@ def test_blocks_gathered_in_bfloat16_learn_what_one_process_learns(data_set: Dat
 def test_what_cannot_be_sharded_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     tied = LanguageModel(Shape(32, 48, 2, 2, 2, tie_embeddings=True), vocabulary_size=40)
     tied.configure_model()
-    mesh: Any = {"data_parallel": SimpleNamespace(size=lambda: 1)}
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    mesh: Any = {"data_parallel": SimpleNamespace(size=lambda: 2)}
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(UserError, match="embeddings are tied"):
+        sharding.shard(tied, mesh)
+    # As a run of several is measured on one.
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    with pytest.raises(UserError, match="there is one device: set trainer.strategy to auto"):
         sharding.shard(tied, mesh)
     # Lightning's default sizes: one data-parallel rank, so each device would train weights of its own.
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)

@@ -23,7 +23,6 @@ from megalit.streams import (
     StreamDataModule,
 )
 from megalit.streams.building import build_stores
-from megalit.streams.datamodule import Phase
 from megalit.streams.loading import Batch, split
 from megalit.streams.named import MixedStream
 from megalit.streams.packing import IGNORED
@@ -31,6 +30,7 @@ from megalit.streams.run_length import paper_steps
 from megalit.streams.schedule import BlockSchedule
 from megalit.streams.sources import TOKEN_OFFSETS
 from megalit.streams.stream import EpochOrder, Stream
+from megalit.streams.synthetic import Phase
 
 SMALL = {"context_length": 16, "global_batch": 4}
 

@@ -30,6 +30,7 @@ _FREE = {
     "model.compile",
     "model.gradient_checkpointing",
     "model.attention",
+    "model.nonfinite",
 }
 # Of Lightning's own settings these change a result.
 _TRAINER = {"precision", "callbacks"}

@@ -69,7 +69,8 @@ def runs_table(study: Study) -> Table:
         *((f"{suite} (nats/token)", "validation loss") for suite in study.suites),
         ("steps", ""),
         ("time (s)", "training and validation"),
-        ("devices", ""),
+        ("device hours", "all starts, each on its own devices"),
+        ("devices", "of the last start"),
         ("status", ""),
     ]
     runs = [(run, setting.name) for setting in study.settings for run in setting.runs]
@@ -89,6 +90,7 @@ def _run_row(run: Run, name: str, suites: Sequence[str]) -> tuple[str, ...]:
         *(NONE if loss is None else f"{loss:.4f}" for loss in losses),
         f"{record.steps:,}" if record.status == "finished" or not steps else f"{record.steps:,} of {steps:,}",
         f"{record.wall_seconds:,.0f}",
+        NONE if record.device_seconds is None else f"{record.device_seconds / 3600:,.2f}",
         str(record.environment.get("devices", NONE)),
         "finished" if record.status == "finished" else "unfinished",
     )

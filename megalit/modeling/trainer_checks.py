@@ -1,0 +1,53 @@
+"""Trainers that a model cannot be trained with, or only wrongly."""
+
+from typing import Any
+
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+
+from megalit.errors import UserError
+from megalit.modeling import sharding
+
+
+def check_trainer(trainer: Any, continues: bool) -> None:
+    """Refuse a trainer under which a model would train wrongly.
+
+    Args:
+        trainer: Lightning's.
+        continues: a run that was begun is to go on. Earlier versions let some be begun that are refused now; they may
+            be finished as what they are, and that is said.
+
+    Raises:
+        UserError: a precision in which steps are scaled or rounded away, a strategy that is not known or shards over
+            sizes that do not fit, validations by the clock, or a callback that does not work.
+    """
+    if getattr(trainer.precision_plugin, "scaler", None) is not None or trainer.precision == "16-true":
+        raise UserError(f"trainer.precision is {trainer.precision}, which this model does not train in: use bf16-mixed")
+    if trainer.precision == "bf16-true":
+        # Weights of 8 bits of mantissa change by 0.4% or not at all; a step's decay is learning rate times decay.
+        what = "trainer.precision is bf16-true, in which weight decay and small steps are rounded away"
+        _refuse(what, "use bf16-mixed", continues)
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
+        kind = type(trainer.strategy).__name__
+        raise UserError(f"trainer.strategy is {kind}: use ddp, or ModelParallelStrategy to shard the model")
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        sharding.check_sizes(trainer.strategy, trainer.world_size)
+        if any(isinstance(part, WeightAveraging) for part in trainer.callbacks):
+            raise UserError("the model is sharded, and Lightning cannot average sharded weights: use DDP, or leave it")
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        # Each rank would look at its own clock, and some validate while others train.
+        raise UserError(
+            "trainer.val_check_interval is a time, which ranks would measure each for itself: "
+            "give steps, or a share of the run such as 0.1"
+        )
+    if any(isinstance(part, StochasticWeightAveraging) for part in trainer.callbacks):
+        # It copies the model before the model has weights.
+        what = "trainer.callbacks has StochasticWeightAveraging, which averages nothing here"
+        _refuse(what, "use EMAWeightAveraging, or a WeightAveraging of your own", continues)
+
+
+def _refuse(what: str, remedy: str, continues: bool) -> None:
+    if not continues:
+        raise UserError(f"{what}: {remedy}")
+    rank_zero_warn(f"{what}; the run goes on as it was begun, and for another one: {remedy}")
