@@ -64,7 +64,7 @@ class Attempt:
             return Rejected(REFUSED, final=True)
         completions = []
         for request, task in zip(requests, tasks, strict=True):
-            completion = answer(task.result())
+            completion = answer(task.result(), request)
             if isinstance(completion, Rejected):
                 return completion
             text = self._work.cleaning.clean(completion) if request.is_text else completion.text

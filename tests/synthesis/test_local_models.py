@@ -153,11 +153,28 @@ def test_a_template_has_variables_and_may_open_a_thought(exported: Path, tmp_pat
     (plain,) = complete(exported, REQUESTS[:1], greedy)
     (thought,) = complete(thinking, REQUESTS[:1], greedy)
     assert thought.text.startswith("<think>")
-    assert isinstance(answer(thought), Rejected), "a thought that does not end is no text"
+    assert isinstance(answer(thought, REQUESTS[0]), Rejected), "a thought that does not end is no text"
     (at_once,) = complete(thinking, REQUESTS[:1], greedy, template={"thinks": False})
     assert at_once == plain
     assert Transformers("model", template={"thinks": False}).settings["template"] == {"thinks": False}
     assert "template" not in Transformers("model").settings, "what was made without it keeps its settings"
+
+
+def test_channels_are_told_from_the_text(exported: Path, tmp_path: Path) -> None:
+    """What gpt-oss thinks and answers is divided by special tokens."""
+    channels = tmp_path / "channels"
+    shutil.copytree(exported, channels)
+    loaded = AutoTokenizer.from_pretrained(channels)
+    marks = ["<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>"]
+    loaded.add_special_tokens({"additional_special_tokens": marks})
+    loaded.chat_template = TEMPLATE + "{# <|channel|>analysis #}"
+    loaded.save_pretrained(channels)
+    thought = "<|channel|>analysis<|message|>We need it.<|end|><|start|>assistant<|channel|>final<|message|>"
+    tokens = loaded(thought + "The river.<|return|>", add_special_tokens=False)["input_ids"]
+    text = PromptEncoder(str(channels), None, True).decode(tokens)
+    assert answer(Completion(text, "stop", 1, 1), REQUESTS[0]) == Completion("The river.", "stop", 1, 1)
+    plain = PromptEncoder(str(exported), None, True)
+    assert plain.decode([*plain.encode(REQUESTS[0]), plain.eos]) == "<user>abc </user><assistant>"  # type: ignore[list-item]
 
 
 def test_a_tokenizer_s_own_code_runs_only_where_vllm_s_option_allows_it(exported: Path, tmp_path: Path) -> None:

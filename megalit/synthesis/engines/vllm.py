@@ -111,6 +111,7 @@ class Vllm(LocalModel):
             max_tokens=sampling.max_tokens,
             stop=list(sampling.stop),
             seed=seed,
+            skip_special_tokens=self._encoder.skip_special_tokens,
             # Only the finished completion: what is half done would cost time and is not used.
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
