@@ -218,16 +218,64 @@ def test_a_server_says_how_long_to_wait(server: Server, waits: list[float]) -> N
         (400, "The response was filtered due to the prompt triggering the content management policy: content_filter"),
         (413, "prompt is too long"),
         (422, "max_tokens must be less than the maximum length"),
+        (400, "request (4390 tokens) exceeds the available context size (4096 tokens), try increasing it"),
+        (500, "Context size has been exceeded."),
+        (422, "`inputs` tokens + `max_new_tokens` must be <= 4097. Given: 3974 `inputs` tokens"),
+        (422, "Input validation error: `inputs` must have less than 4096 tokens. Given: 5000"),
+        (400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy."),
+        (400, "data_inspection_failed: Input data may contain inappropriate content."),
+        (400, "Range of input length should be [1, 30720]"),
+        (403, 'The model requires moderation and your input was flagged for "violence"'),
     ],
 )
 def test_a_text_that_a_server_does_not_take_costs_itself_alone(server: Server, code: int, message: str) -> None:
     server.answers = [lambda handler, number: handler.send(code, json.dumps({"error": {"message": message}}).encode())]
-    with pytest.raises(TooLongError, match="takes no such request .HTTP 4"):
+    with pytest.raises(TooLongError, match="takes no such request .HTTP "):
         complete(server)
     assert len(server.bodies) == 1
     choice = {"index": 0, "finish_reason": "content_filter", "message": {"role": "assistant", "content": "half"}}
     server.answers = [lambda handler, number: handler.send(200, json.dumps({"id": "x", "choices": [choice]}).encode())]
     with pytest.raises(TooLongError, match="filter has ended this completion"):
+        complete(server)
+
+
+@pytest.mark.parametrize("serves_others", [True, False])
+def test_a_text_on_which_a_server_fails_while_it_serves_others_costs_itself_alone(
+    server: Server, waits: list[float], serves_others: bool
+) -> None:
+    bad, other = 3, 0
+
+    def chokes(handler: Handler, number: int) -> None:
+        if handler.server.bodies[number]["seed"] == other:
+            good(handler, number)
+            return
+        # Others are asked for one by one: when the second one comes, the first has been served.
+        while serves_others and len(handler.server.bodies) < number + 3:
+            time.sleep(0.01)
+        status(500)(handler, number)
+
+    async def run() -> Completion:
+        async with OpenAI("model", url=server.url, retries=2) as engine:
+            asked = ask("say it", "step")
+            failing = asyncio.create_task(engine.complete(asked, Sampling(), bad))
+            while serves_others and not failing.done():
+                await engine.complete(asked, Sampling(), other)
+            return await failing
+
+    server.answers = [chokes]
+    error, message = (TooLongError, "this request alone .HTTP 500") if serves_others else (EngineError, "not answer")
+    with pytest.raises(error, match=message):
+        asyncio.run(run())
+    assert sum(sent["seed"] == bad for sent in server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["`max_new_tokens` must be <= 4096", "Unsupported parameter: 'max_tokens' is not supported with this model"],
+)
+def test_a_refused_setting_is_not_taken_for_a_refused_text(server: Server, message: str) -> None:
+    server.answers = [lambda handler, number: handler.send(400, json.dumps({"error": {"message": message}}).encode())]
+    with pytest.raises(UserError, match="refuses a request"):
         complete(server)
 
 

@@ -17,10 +17,14 @@ _WORTH_WAITING = {408, 409, 425, 429}
 _LONGEST_WAIT = 60.0
 # A server that says how long to wait is believed up to so many seconds.
 _LONGEST_TOLD = 600.0
-# Refusals that may be of this one text: of its length, or of what a hosted server's filter sees in it.
-_OF_THE_TEXT = {400, 413, 422}
+# Refusals that may be of this one text: of its length, or of what a hosted server's filter sees in it. As vLLM and
+# SGLang, llama.cpp (also with 500), TGI and Together, OpenAI and Azure, DashScope, OpenRouter (403) word them.
+_OF_THE_TEXT = {400, 403, 413, 422, 500}
 _TEXT = re.compile(
-    r"context.{0,8}(length|window)|too long|max(imum)?\b.{0,20}(length|tokens)|content.{0,8}(policy|filter)",
+    r"context.{0,8}(length|window|size)|too long|max(imum)?\b.{0,20}(length|tokens)|input.{0,4} length"
+    r"|\binputs\b.{0,4}(tokens? \+|must have less than)"
+    r"|content.{0,8}(policy|filter)|usage.polic|invalid_prompt|safety system|data_?inspection|inappropriate content"
+    r"|input was flagged",
     re.IGNORECASE,
 )
 # Ways in which a completion ends that is whole, or as long as it was allowed to be.
@@ -87,6 +91,7 @@ class OpenAI(Engine):
         self._retries = retries
         self._opens_thought = opens_thought
         self._closed = self._plain = 0
+        self._completed = 0
         self._options = options or {}
         self._strict = strict
         self._encoder: PromptEncoder | None = None
@@ -143,7 +148,9 @@ class OpenAI(Engine):
 
         assert self._slots is not None
         reason, told = "", 0.0
+        statuses: set[int] = set()
         for number in range(self._retries + 1):
+            completed = self._completed
             if number:
                 # Half fixed and half drawn, so that requests that failed together do not return together.
                 own = min(_LONGEST_WAIT, 2.0 ** (number - 1)) * (0.5 + random.random() / 2)
@@ -152,11 +159,14 @@ class OpenAI(Engine):
             try:
                 async with self._slots:
                     # The client's limit counts from byte to byte; a server that trickles would never end.
-                    return await asyncio.wait_for(self._ask(request, sampling, seed), self._timeout)
+                    completion = await asyncio.wait_for(self._ask(request, sampling, seed), self._timeout)
+                self._completed += 1
+                return completion
             except openai.APIStatusError as error:
                 reason = f"HTTP {error.status_code}: {_first_line(error.message)}"
                 if error.status_code in _OF_THE_TEXT and _TEXT.search(f"{error.code} {error.message}"):
                     raise TooLongError(f"the server at {self._url} takes no such request ({reason})") from error
+                statuses.add(error.status_code)
                 told = _told(error.response.headers.get("retry-after"))
                 if error.status_code < 500 and error.status_code not in _WORTH_WAITING:
                     raise UserError(
@@ -165,7 +175,11 @@ class OpenAI(Engine):
                     ) from error
             except (openai.APIError, _BadAnswerError, TimeoutError, ValueError) as error:
                 # The client lets the JSON parser's own ValueError through.
+                statuses.add(0)
                 reason = _first_line(str(error)) or f"no answer in {self._timeout:g} s"
+        if statuses == {500} and self._completed > completed:
+            # While this one failed for the last time, others did not: the server is well, and chokes on this text.
+            raise TooLongError(f"the server at {self._url} fails on this request alone ({reason})")
         raise EngineError(
             f"the server at {self._url} does not answer after {self._retries + 1} tries ({reason}): what is finished "
             "is kept; start the server again, then give the same command"
@@ -219,7 +233,6 @@ class OpenAI(Engine):
         elif self._opens_thought is None and self._chat:
             self._look_for_thoughts(text, finish, request)
         return Completion(text, "length" if finish == "length" else "stop", prompt_tokens, tokens)
-
 
     def _look_for_thoughts(self, text: str, finish: str, request: Request) -> None:
         """End the run where completions begin within a thought: of those that the limit cuts there, nothing tells so.
