@@ -252,6 +252,11 @@ async def main():
             refused = None
         except Exception as error:
             refused = [type(error).__name__, str(error)]
+        try:  # vLLM by itself would give the 16 tokens or so that are left
+            await engine.complete(ask("abc " * 30, "step"), Sampling(max_tokens=240), 0)
+            shortened = None
+        except Exception as error:
+            shortened = [type(error).__name__, str(error)]
         batch = engine._engine.vllm_config.scheduler_config.max_num_seqs
     try:
         async with Vllm(sys.argv[1], options={**options, "max_model_len": 1000000}):
@@ -260,6 +265,7 @@ async def main():
         unloadable = [type(error).__name__, str(error)]
     with open(sys.argv[2], "w") as file:
         json.dump({"greedy": greedy, "warm": warm, "again": again, "refused": refused, "batch": batch,
+                   "shortened": shortened,
                    "unloadable": unloadable}, file)
 
 if __name__ == "__main__":
@@ -282,6 +288,8 @@ def test_vllm_completes_as_transformers_does(exported: Path, tmp_path: Path) -> 
     assert found["greedy"] == expected
     assert found["warm"] == found["again"] != found["greedy"]
     assert found["refused"][0] == "TooLongError"
+    assert found["shortened"][0] == "TooLongError"
+    assert "do not fit in vLLM's max_model_len of 256" in found["shortened"][1]
     assert found["batch"] > 128, "vLLM's batches for a program that has much to do"
     assert found["unloadable"][0] == "UserError"
     assert "max_model_len" in found["unloadable"][1]
