@@ -56,7 +56,8 @@ class Cleaning:
         truncated: a completion that the length limit cut is kept, trimmed to its last whole sentence, or rejected.
         preambles: take off what a chat model says before the text ("Here is the rewritten text:").
         refusals: reject completions in which the model declines.
-        min_words: a generation of fewer is rejected.
+        min_words: a generation of fewer is rejected. In scripts without spaces each letter counts as a word, here and
+            below.
         max_words: a generation of more is rejected; null allows any length.
         copy_threshold: a generation whose ROUGE-L F1 with its document is above is a copy and rejected (ROUGE,
             Lin 2004; on words); null allows copies.

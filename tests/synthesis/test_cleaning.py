@@ -118,6 +118,16 @@ def test_a_completion_that_was_cut() -> None:
     assert Cleaning(truncated="reject").clean(completion(BODY)) == BODY
 
 
+def test_scripts_without_spaces_are_measured_by_letters() -> None:
+    cleaning = Cleaning()
+    source = "这条河发源于北方的高山之间，然后穿过许多古老的村庄和宽阔的平原，最后在港口附近缓缓流入蔚蓝色的大海。"
+    own = "港口边的蓝色海水，有一部分来自遥远的北方：一条河从高山上流下，沿途经过村庄与平原，才抵达终点。"
+    assert cleaning.problem(own, source) is None
+    assert cleaning.problem("一条河。", source) == "too short"
+    assert cleaning.problem(source.replace("古老", "美丽"), source) == "copy of the document"
+    assert cleaning.problem("河水一直流啊流，从不停下来。" * 20, source) == "repetition"
+
+
 def literal_rouge_l(one: list[str], other: list[str]) -> float:
     """By the textbook's table."""
     table = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
