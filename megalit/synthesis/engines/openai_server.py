@@ -119,6 +119,10 @@ class OpenAI(Engine):
             )
         self._encoder = encoder
 
+    @property
+    def counts_tokens(self) -> bool:
+        return self._tokenizer is not None
+
     def count_tokens(self, text: str) -> int:
         return self._encoder.count(text) if self._encoder else -(-len(text.encode()) // 4)
 
