@@ -96,6 +96,9 @@ class Cleaning:
     def clean(self, completion: Completion) -> str | Rejected:
         """A completion's text without what does not belong to it, or why it is worth nothing."""
         text = completion.text
+        if completion.finish == "length":
+            # Half a character, which a cut between two tokens leaves, is decoded as U+FFFD.
+            text = text.rstrip("\ufffd")
         if completion.finish == "length" and self.truncated != "keep":
             if self.truncated == "reject":
                 return Rejected("cut at the length limit")

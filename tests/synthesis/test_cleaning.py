@@ -118,6 +118,12 @@ def test_a_completion_that_was_cut() -> None:
     assert Cleaning(truncated="reject").clean(completion(BODY)) == BODY
 
 
+def test_half_a_character_at_a_cut_is_no_text() -> None:
+    cut = completion("Der Fluss flie\ufffd", "length")
+    assert Cleaning(truncated="keep").clean(cut) == "Der Fluss flie"
+    assert Cleaning(truncated="keep").clean(completion(cut.text)) == cut.text, "the model's own"
+
+
 def test_scripts_without_spaces_are_measured_by_letters() -> None:
     cleaning = Cleaning()
     source = "这条河发源于北方的高山之间，然后穿过许多古老的村庄和宽阔的平原，最后在港口附近缓缓流入蔚蓝色的大海。"
