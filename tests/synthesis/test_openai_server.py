@@ -2,129 +2,17 @@
 
 import asyncio
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from serving import Answer, Handler, Server, body, complete, frozen, good, hangs_up, status
 
 from megalit.errors import UserError
-from megalit.synthesis.cleaning import answer
 from megalit.synthesis.engines import EngineError, OpenAI, TooLongError
-from megalit.synthesis.items import Rejected
 from megalit.synthesis.requests import Completion, Request, Sampling, ask
 
-Answer = Callable[["Handler", int], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the server's ``answers`` say, the last one for all that follow."""
-
-    server: "Server"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.mutex:
-            number = len(self.server.bodies)
-            self.server.bodies.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
-            self.server.busy += 1
-            self.server.busiest = max(self.server.busiest, self.server.busy)
-        try:
-            self.server.answers[min(number, len(self.server.answers) - 1)](self, number)
-        finally:
-            with self.server.mutex:
-                self.server.busy -= 1
-
-    def send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: list[Answer] = [good]
-        self.bodies: list[dict[str, Any]] = []
-        self.mutex = threading.Lock()
-        self.busy = self.busiest = 0
-
-    def handle_error(self, *_: Any) -> None:
-        pass
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-def good(handler: Handler, number: int) -> None:
-    chat = {"message": {"role": "assistant", "content": f"answer {number}"}}
-    choice = {"index": 0, "finish_reason": "length", "text": f"answer {number}", **chat}
-    usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
-    handler.send(200, json.dumps({"id": "x", "choices": [choice], "usage": usage}).encode())
-
-
-def status(code: int) -> Answer:
-    return lambda handler, number: handler.send(code, b'{"error": {"message": "so it is"}}')
-
-
-def frozen(handler: Handler, number: int) -> None:
-    time.sleep(3)
-
-
-def hangs_up(handler: Handler, number: int) -> None:
-    handler.connection.close()
-
-
-def body(data: bytes) -> Answer:
-    return lambda handler, number: handler.send(200, data)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the engine would have waited, had this not been a test."""
-    waited: list[float] = []
-    real = asyncio.sleep
-
-    async def sleep(seconds: float) -> None:
-        waited.append(seconds)
-        await real(0)
-
-    monkeypatch.setattr("megalit.synthesis.engines.openai_server.asyncio.sleep", sleep)
-    return waited
-
-
-def complete(server: Server, request: Request | None = None, count: int = 1, **settings: Any) -> list[Completion]:
-    sampling = settings.pop("sampling", Sampling())
-
-    async def run() -> list[Completion]:
-        async with OpenAI("model", url=server.url, **settings) as engine:
-            asked = request if request is not None else ask("say it", "step")
-            return await asyncio.gather(*(engine.complete(asked, sampling, seed) for seed in range(count)))
-
-    return asyncio.run(run())
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 def test_a_request_says_what_is_wanted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,75 +183,6 @@ def test_no_more_requests_are_under_way_than_allowed(server: Server) -> None:
     server.answers = [slow]
     assert len(complete(server, count=30, in_flight=4)) == 30
     assert 2 <= server.busiest <= 4
-
-
-def says(*texts: str, finish: str = "stop", **beside: str) -> list[Answer]:
-    """Answers of these texts, one by one."""
-
-    def one(text: str) -> Answer:
-        choice = {"index": 0, "finish_reason": finish, "text": text, "message": {"content": text, **beside}}
-        return body(json.dumps({"id": "x", "choices": [choice]}).encode())
-
-    return [one(text) for text in texts]
-
-
-def test_a_thought_that_the_template_opens_belongs_to_its_completion(server: Server) -> None:
-    server.answers = says("Okay, so I need to rewrite this. Let me draft it.", finish="length")
-    (completion,) = complete(server, opens_thought=True)
-    assert isinstance(answer(completion, ask("say it", "step")), Rejected), "a thought that does not end is no text"
-    server.answers = says("Okay, so I …</think>\n\nThe river flows.")
-    (completion,) = complete(server, opens_thought=True)
-    asked = ask("say what </think> is", "step")
-    assert answer(completion, asked) == replace(completion, text="The river flows."), "whatever the document speaks of"
-    # What a server has parsed is the answer alone.
-    for name in ("reasoning_content", "reasoning"):
-        server.answers = says("The river flows.", **{name: "Okay, so I …"})
-        assert complete(server, opens_thought=True)[0].text == "The river flows."
-    settings = OpenAI("model", opens_thought=True).settings
-    assert settings["opens_thought"], "completions of before are not those of now"
-    assert OpenAI("model").settings == OpenAI("model", opens_thought=False).settings
-    with pytest.raises(UserError, match="opens_thought is about chat templates"):
-        OpenAI("model", chat=False, opens_thought=True)
-
-
-def test_thoughts_that_nobody_spoke_of_end_the_run_soon(server: Server) -> None:
-    thought = "Okay, so I …</think>The river flows."
-    server.answers = says(thought)
-    with pytest.raises(UserError, match=r"model begin within a thought.*set engine.opens_thought true, or false"):
-        complete(server, count=3, in_flight=1)
-    assert len(server.bodies) == 3
-    # Not where the user knows, where documents speak of the mark, or of a base model.
-    assert len(complete(server, count=9, opens_thought=False)) == 9
-    assert len(complete(server, ask("say what </think> is", "step"), count=9)) == 9
-    assert len(complete(server, count=9, chat=False)) == 9
-
-
-def test_a_stray_mark_ends_no_run(server: Server) -> None:
-    stray, plain = says("A lone </think> slips in."), says("The river flows.")
-    server.answers = [*stray * 2, *plain * 20, *stray * 20, *plain]
-    assert len(complete(server, count=43, in_flight=1)) == 43
-
-
-def test_the_tokenizer_s_template_tells_whether_it_opens_a_thought(
-    server: Server, data_set: Any, tmp_path: Path
-) -> None:
-    loaded = AutoTokenizer.from_pretrained(data_set.stores.tokenizer)
-    loaded.chat_template = (
-        "{% for turn in messages %}<user>{{ turn.content }}{% endfor %}<assistant>"
-        "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}"
-    )
-    loaded.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"template of engine.tokenizer .* opens a thought: set engine.opens_thought"):
-        OpenAI("model", tokenizer=str(tmp_path)).open()
-    assert not server.bodies
-    at_once = {"chat_template_kwargs": {"enable_thinking": False}}
-    for settings in ({"opens_thought": False}, {"opens_thought": True}, {"chat": False}, {"options": at_once}):
-        engine = OpenAI("model", tokenizer=str(tmp_path), **settings)  # type: ignore[arg-type]
-        engine.open()
-        assert engine.count_tokens("abc def")
-    loaded.chat_template = "{{ raise_exception('only of two turns') }}"
-    loaded.save_pretrained(tmp_path)
-    OpenAI("model", tokenizer=str(tmp_path)).open()
 
 
 def test_lengths_are_measured_with_a_tokenizer_or_estimated(data_set: Any) -> None:
