@@ -162,7 +162,7 @@ def test_the_report_says_what_the_generations_are_like(
     assert report["new_against_document"] == 1.0
     assert report["new_among_siblings"][0] == 1.0 > report["new_among_siblings"][2]
     assert set(report["words_percentiles"]) == {"5", "25", "50", "75", "95"}
-    assert (report["text_tokens_percentiles"]["5"], report["text_tokens_percentiles"]["95"]) == (7, 20)
+    assert report["text_tokens_percentiles"] == report["tokens_percentiles"], "of a rephrase all is text"
     assert report["cut_share"] == 0
     assert Path("out/report.png").stat().st_size > 10_000
     assert "attempts accepted" in capsys.readouterr().err
