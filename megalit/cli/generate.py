@@ -25,7 +25,7 @@ from megalit.synthesis.cleaning import Cleaning
 from megalit.synthesis.compaction import MANIFEST, Compacted, check_not_fewer, compact
 from megalit.synthesis.engines import Engine
 from megalit.synthesis.generating import Generator
-from megalit.synthesis.items import Recipe
+from megalit.synthesis.items import Recipe, TokenCounter
 from megalit.synthesis.report import make_report, plot_report, report_lines
 from megalit.synthesis.requests import Sampling
 from megalit.synthesis.status import StatusFile, added_up, read_statuses
@@ -115,7 +115,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         left = "samples" if work.total_tokens is not None else f"{compacted.missing:,} generations"
         console.print(f"shard {shard} is done; other shards have {left} still to make")
     else:
-        _report(compacted, corpus, output)
+        _report(compacted, corpus, output, work.engine)
         print(output)
 
 
@@ -259,16 +259,25 @@ def _compact(work: Work, corpus: Corpus | None, output: Path) -> Compacted:
         return compact(work, corpus, output, lambda rows: shown.update(rows, "generations"))
 
 
-def _report(compacted: Compacted, corpus: Corpus | None, output: Path) -> None:
+def _report(compacted: Compacted, corpus: Corpus | None, output: Path, engine: Engine) -> None:
     path = output / "report.json"
     if not path.exists() or path.stat().st_mtime < (output / MANIFEST).stat().st_mtime:
-        report = make_report(compacted, corpus, output)
+        report = make_report(compacted, corpus, output, _token_counter(engine))
         plot_report(report, output / "report.png")
         write_json(path, report)
     for line in report_lines(read_json(path)):
         console.print(line)
     if not compacted.rows:
         raise UserError("no generation was accepted: look at the reasons above and at sampling, cleaning and recipe")
+
+
+def _token_counter(engine: Engine) -> TokenCounter | None:
+    """What counts the tokens of a text, where the engine can; a model that has gone since costs no report."""
+    try:
+        engine.open()
+    except UserError:
+        return None
+    return engine.count_tokens if engine.counts_tokens else None
 
 
 def _print_status(output: Path) -> None:

@@ -23,9 +23,8 @@ _MULTIPLIER = 0x9E3779B97F4A7C15
 _IN_WORD = np.array([byte >= 128 or chr(byte).isalnum() or byte == ord("_") for byte in range(256)])
 _BETWEEN_WORDS = re.compile(r"\W+")
 # Thai to Khmer, kana, and ideographs: scripts without spaces between words.
-UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
+UNSPACED_RANGES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+UNSPACED = re.compile(f"[{UNSPACED_RANGES}]")
 # Bytes hashed at a time; sequences across the edge of two such parts are not looked at.
 _PART = 1 << 20
 

@@ -67,6 +67,10 @@ def _open(path: Path) -> IO[str]:
     return path.open(encoding="utf-8-sig")
 
 
+# The largest window that zstd has: files of `zstd --long=31` need it, and memory of that size.
+_LARGEST_WINDOW = 1 << 31
+
+
 class _ZstdFile(io.RawIOBase):
     """The bytes of a zstandard file, of one or more frames; a frame that is cut off is an error, not an end.
 
@@ -79,7 +83,7 @@ class _ZstdFile(io.RawIOBase):
         except ImportError as error:
             raise missing_extra("zstandard", "data", f"reading {path}") from error
         self._file = path.open("rb")
-        self._decompressor = zstandard.ZstdDecompressor()
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
         self._frame: Any = None
         self._pending = b""
         self._compressed = b""

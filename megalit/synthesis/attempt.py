@@ -17,6 +17,7 @@ class Attempt:
 
     Attributes:
         prompt_tokens, tokens: read and written by the model for it.
+        cut: whether the limit cut the text so far, or a part of it.
     """
 
     def __init__(self, work: Work, journal: Journal, item: Item, attempt: int, known: Mapping[str, Record]) -> None:
@@ -27,6 +28,7 @@ class Attempt:
         self._known = known
         self._identity = work.identity(item)
         self.prompt_tokens = self.tokens = 0
+        self.cut = False
 
     async def run(self) -> Outcome:
         """Drive the recipe to its end, then look at what it made."""
@@ -62,9 +64,12 @@ class Attempt:
             too_long = True
         if too_long:
             return Rejected(REFUSED, final=True)
+        # The last texts are those of the generation: a revision that is whole mends a draft that is not.
+        self.cut = False
         completions = []
         for request, task in zip(requests, tasks, strict=True):
-            completion = answer(task.result())
+            self.cut |= request.is_text and task.result().finish == "length"
+            completion = answer(task.result(), request)
             if isinstance(completion, Rejected):
                 return completion
             text = self._work.cleaning.clean(completion) if request.is_text else completion.text
@@ -104,6 +109,7 @@ class Attempt:
             settings=self._work.fingerprint,
             prompt_tokens=self.prompt_tokens,
             tokens=self.tokens,
+            cut=self.cut,
         )
 
     def declined(self, rejected: Rejected) -> Declined:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from megalit.errors import UserError, missing_extra
 from megalit.synthesis.items import Rejected
-from megalit.synthesis.requests import Completion
+from megalit.synthesis.requests import Completion, Request
 from megalit.synthesis.text import ngrams, trim_to_sentence, words
 
 # "Sure! Here is the rewritten text:" and the like, which chat models put before what was asked for.
@@ -36,6 +36,13 @@ _REFUSAL = re.compile(
 )
 # What a reasoning model says to itself before it answers stands between these.
 THINKING, ANSWERING = "<think>", "</think>"
+# gpt-oss thinks and answers in channels instead (OpenAI's harmony format). Of a server that leaves special tokens out
+# only the channels' names are left, glued to the text behind them.
+_CHANNELS = re.compile(r"\A\s*(?:<\|channel\|>|analysis(?=[A-Z]))")
+_FINAL = re.compile(r"<\|channel\|>final[^<]{0,40}<\|message\|>|assistantfinal")
+_FINAL_ENDS = re.compile(r"<\|(?:return|end|endoftext)\|>")
+# Why a completion is rejected that holds a thought and no answer.
+UNFINISHED = "ends within the model's thoughts"
 _RUN = 8  # words
 # A text of fewer words says little about itself.
 _LOOP_FROM = 50
@@ -49,7 +56,8 @@ class Cleaning:
         truncated: a completion that the length limit cut is kept, trimmed to its last whole sentence, or rejected.
         preambles: take off what a chat model says before the text ("Here is the rewritten text:").
         refusals: reject completions in which the model declines.
-        min_words: a generation of fewer is rejected.
+        min_words: a generation of fewer is rejected. In scripts without spaces each letter counts as a word, here and
+            below.
         max_words: a generation of more is rejected; null allows any length.
         copy_threshold: a generation whose ROUGE-L F1 with its document is above is a copy and rejected (ROUGE,
             Lin 2004; on words); null allows copies.
@@ -88,6 +96,9 @@ class Cleaning:
     def clean(self, completion: Completion) -> str | Rejected:
         """A completion's text without what does not belong to it, or why it is worth nothing."""
         text = completion.text
+        if completion.finish == "length":
+            # Half a character, which a cut between two tokens leaves, is decoded as U+FFFD.
+            text = text.rstrip("\ufffd")
         if completion.finish == "length" and self.truncated != "keep":
             if self.truncated == "reject":
                 return Rejected("cut at the length limit")
@@ -123,16 +134,29 @@ class Cleaning:
         return None
 
 
-def answer(completion: Completion) -> Completion | Rejected:
+def answer(completion: Completion, request: Request) -> Completion | Rejected:
     """A completion without what a reasoning model thinks before it; a thought that does not end is no answer.
 
-    Where a template opens the thought, a server's completion has its end only.
+    A completion that has the end of a thought only was begun by its template, unless the request speaks of that mark:
+    then the text may do so, too.
     """
-    thought, mark, rest = completion.text.partition(ANSWERING)
+    text = completion.text
+    if _CHANNELS.match(text):
+        final = _FINAL.search(text)
+        if final is None:
+            return Rejected(UNFINISHED)
+        return replace(completion, text=_FINAL_ENDS.split(text[final.end() :], maxsplit=1)[0].lstrip())
+    thought, mark, rest = text.partition(ANSWERING)
     begins = thought.lstrip().startswith(THINKING)
-    if mark and (begins or THINKING not in thought):
+    if mark and (begins or ends_unopened_thought(text, request)):
         return replace(completion, text=rest.lstrip())
-    return Rejected("ends within the model's thoughts") if begins else completion
+    return Rejected(UNFINISHED) if begins else completion
+
+
+def ends_unopened_thought(text: str, request: Request) -> bool:
+    """Whether a text has the end of a thought without its beginning, and the request does not speak of that mark."""
+    before, mark, _ = text.partition(ANSWERING)
+    return bool(mark) and THINKING not in before and all(ANSWERING not in turn.content for turn in request.messages)
 
 
 def rouge_l(one: str, other: str) -> float:

@@ -35,6 +35,7 @@ ORIGIN = [
     pa.field("attempt", pa.int32()),
     pa.field("prompt_tokens", pa.int64()),
     pa.field("tokens", pa.int64()),
+    pa.field("cut", pa.bool_()),
 ]
 
 
@@ -189,6 +190,7 @@ def _row(work: Work, item: Item, record: Accepted) -> dict[str, Any]:
         "attempt": record.attempt,
         "prompt_tokens": record.prompt_tokens,
         "tokens": record.tokens,
+        "cut": record.cut,
     }
 
 

@@ -57,7 +57,8 @@ class Accepted:
         attempt: which one succeeded, from 0.
         seed: of the run.
         settings: fingerprint of sampling and cleaning settings; a :class:`Settings` record holds them.
-        prompt_tokens, tokens: that this attempt read and wrote.
+        prompt_tokens, tokens: that this attempt read and wrote: thoughts, drafts and reviews, too.
+        cut: whether the limit cut the text, or a part of it; None of a journal that does not say so.
     """
 
     of: str
@@ -71,6 +72,7 @@ class Accepted:
     settings: str
     prompt_tokens: int
     tokens: int
+    cut: bool | None = None
 
 
 @dataclass(frozen=True)

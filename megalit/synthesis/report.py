@@ -10,24 +10,38 @@ import numpy as np
 from megalit.corpus.tables import TRAIN, Corpus
 from megalit.files import write_atomic
 from megalit.synthesis.compaction import TABLE, Compacted
+from megalit.synthesis.items import TokenCounter
 from megalit.synthesis.text import ngrams, words
 
 PERCENTILES = (5, 25, 50, 75, 95)
 RUN = 4
 # N-grams are compared for so many documents, spread evenly: enough for three digits.
 _DOCUMENTS = 2000
+# Tokens are counted in so many generations, spread evenly.
+_COUNTED = 2000
 
 
-def make_report(compacted: Compacted, corpus: Corpus | None, folder: Path) -> dict[str, Any]:
+def make_report(
+    compacted: Compacted, corpus: Corpus | None, folder: Path, count_tokens: TokenCounter | None = None
+) -> dict[str, Any]:
     """Figures on the generations in ``folder``, as JSON.
 
+    ``tokens`` and ``tokens_percentiles`` are what the model wrote for them: thoughts, drafts and reviews, too.
+    ``text_tokens_percentiles`` are the generations' own lengths, as ``count_tokens`` counts them; empty without it.
+    ``cut_share`` is the share of generations of which the limit cut a part; None where the journal does not say so.
     ``new_against_document`` is the mean share of a generation's 4-grams of words that its document does not have;
     ``new_among_siblings`` has, for the first, second, … generation of a document, the mean share of 4-grams that
     neither the document nor an earlier sibling has. What falls towards 0 there is the diversity that mode collapse
     takes first.
     """
     tokens, prompt_tokens, lengths = [], 0, []
-    for row in _rows(folder, ["tokens", "prompt_tokens", "text"]):
+    own_tokens, cut = [], []
+    stride = max(1, compacted.rows // _COUNTED)
+    for number, row in enumerate(_rows(folder, ["tokens", "prompt_tokens", "text", "cut"])):
+        if count_tokens is not None and number % stride == 0:
+            own_tokens.append(count_tokens(row["text"]))
+        if row.get("cut") is not None:
+            cut.append(row["cut"])
         tokens.append(row["tokens"])
         prompt_tokens += row["prompt_tokens"]
         lengths.append(len(words(row["text"])))
@@ -43,6 +57,8 @@ def make_report(compacted: Compacted, corpus: Corpus | None, folder: Path) -> di
         "prompt_tokens": prompt_tokens,
         "tokens": int(sum(tokens)),
         "tokens_percentiles": _percentiles(tokens),
+        "text_tokens_percentiles": _percentiles(own_tokens),
+        "cut_share": sum(cut) / len(cut) if cut else None,
         "words_percentiles": _percentiles(lengths),
         "document_words_percentiles": _percentiles(documents),
         "ngram": RUN,
@@ -104,11 +120,15 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     if report["accept_rate"] is not None:
         lines.append(f"{report['accept_rate']:.1%} of attempts accepted, {report['given_up']:,} generations given up")
     lines += [f"  declined: {count:,} {reason}" for reason, count in report["declined_by_reason"].items()]
-    if report["tokens_percentiles"]:
-        values = report["tokens_percentiles"]
-        lines.append(
-            f"tokens a generation: median {values['50']:,.0f}, 90% from {values['5']:,.0f} to {values['95']:,.0f}"
-        )
+    for name, label in (
+        ("text_tokens_percentiles", "tokens of a generation's text"),
+        ("tokens_percentiles", "tokens that the model wrote for one, with thoughts, drafts and reviews"),
+    ):
+        # Reports of before have no lengths of texts.
+        if values := report.get(name):
+            lines.append(f"{label}: median {values['50']:,.0f}, 90% from {values['5']:,.0f} to {values['95']:,.0f}")
+    if report.get("cut_share"):
+        lines.append(f"{report['cut_share']:.1%} of generations were cut at the length limit (sampling.max_tokens)")
     if report["new_against_document"] is not None:
         lines.append(f"{report['new_against_document']:.1%} of {RUN}-word sequences are not in the document")
     among = [share for share in report["new_among_siblings"] if share is not None]

@@ -3,16 +3,21 @@
 import re
 from collections.abc import Callable, Iterator
 
+from megalit.corpus.contamination import UNSPACED_RANGES
+
 _CLOSING = r"[\"'”’)\]」』）]{0,4}"
 # Full stops of scripts without spaces need none behind them.
 _ENDS = rf"(?:[.!?]{{1,8}}{_CLOSING}\s+|[。！？]{{1,8}}{_CLOSING}\s*|\n+|$)"
 _SENTENCES = re.compile(rf".+?{_ENDS}|\s+", re.DOTALL)
 _WHOLE = re.compile(rf".*(?:[.!?]{_CLOSING}(?=\s|$)|[。！？]{_CLOSING})", re.DOTALL)
-_WORDS = re.compile(r"\w+")
+_WORDS = re.compile(rf"[^\W{UNSPACED_RANGES}]+|(?=\w)[{UNSPACED_RANGES}]")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words, without punctuation."""
+    """Lower-case words, without punctuation.
+
+    Where a script has no spaces between words, each letter counts as one, as for the contamination guard.
+    """
     return _WORDS.findall(text.lower())
 
 

@@ -163,12 +163,31 @@ def test_the_report_says_what_the_generations_are_like(
     assert report["new_against_document"] == 1.0
     assert report["new_among_siblings"][0] == 1.0 > report["new_among_siblings"][2]
     assert set(report["words_percentiles"]) == {"5", "25", "50", "75", "95"}
+    assert report["text_tokens_percentiles"] == report["tokens_percentiles"], "of a rephrase all is text"
+    assert report["cut_share"] == 0
     assert Path("out/report.png").stat().st_size > 10_000
     assert "attempts accepted" in capsys.readouterr().err
     before = table(Path("out"))
+    # A report of before these figures is shown without them.
+    Path("out/report.json").write_text(
+        json.dumps({key: value for key, value in report.items() if key not in ("text_tokens_percentiles", "cut_share")})
+    )
     assert run("generate", "--config", config, "--recipe", "Rephrase", *engine) == 0
     assert "is finished" in capsys.readouterr().err
     assert table(Path("out")) == before
+
+
+def test_the_report_tells_texts_from_what_the_model_wrote(
+    config: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Draft, review and revision are of the same length here."""
+    assert run("generate", "--config", config, "--sampling.max_tokens", "15", "--cleaning.truncated", "keep") == 0
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["tokens_percentiles"] == {key: 3 * n for key, n in report["text_tokens_percentiles"].items()}
+    assert report["cut_share"] == 1
+    said = capsys.readouterr().err
+    assert "tokens of a generation's text: median" in said
+    assert "100.0% of generations were cut at the length limit" in said
 
 
 BAD: dict[tuple[str, ...], str] = {

@@ -137,6 +137,18 @@ def test_a_compressed_file_that_is_cut_off_anywhere_is_an_error(tmp_path: Path) 
                 list(read(str(path)))
 
 
+def test_zstandard_with_a_long_window_is_read(tmp_path: Path) -> None:
+    """As ``zstd --long=28`` and above write; without being told, the library stops at windows of 128 MiB."""
+    settings = zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    # In parts, so that the size is not known and the window is not made smaller for it.
+    compressor = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    line = json.dumps({"id": "a", "text": "word"}).encode() + b"\n"
+    path = tmp_path / "x.jsonl.zst"
+    path.write_bytes(compressor.compress(line) + compressor.flush())
+    assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 1 << 28
+    assert [document.text for document in read(str(path))] == ["word"]
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "x.JSONL").write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS[1]).encode())
     assert [document.id for document in read(str(tmp_path / "x.JSONL"))] == ["b"]

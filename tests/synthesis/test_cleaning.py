@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from megalit.errors import UserError
 from megalit.synthesis.cleaning import Cleaning, answer, repetition, rouge_l
 from megalit.synthesis.items import Rejected
-from megalit.synthesis.requests import Completion
+from megalit.synthesis.requests import Completion, ask
 
 BODY = "The river rises in the mountains and flows to the sea."
 
@@ -32,12 +32,40 @@ def test_a_preamble_is_taken_off(preamble: str) -> None:
     assert Cleaning(preambles=False).clean(completion(preamble + BODY)) == preamble + BODY
 
 
+ASKED = ask("Rewrite: the river flows.", "rephrase")
+UNFINISHED = Rejected("ends within the model's thoughts")
+
+
 def test_a_thought_before_the_answer_is_taken_off() -> None:
     for thought in ("<think>\nThe river …\n</think>\n\n", "\nThe river …</think>", "<think></think>"):
-        assert answer(completion(thought + BODY)) == completion(BODY)
+        assert answer(completion(thought + BODY), ASKED) == completion(BODY)
     for text in (BODY, BODY + " <think> is a mark, and </think> its end.", f"The mark <think> opens it. {BODY}"):
-        assert answer(completion(text)) == completion(text)
-    assert answer(completion("<think>\nThe river", "length")) == Rejected("ends within the model's thoughts")
+        assert answer(completion(text), ASKED) == completion(text)
+    assert answer(completion("<think>\nThe river", "length"), ASKED) == UNFINISHED
+
+
+def test_a_text_of_a_document_that_speaks_of_the_marks_may_do_so() -> None:
+    asked = ask("Rewrite: a thought ends with </think>.", "rephrase")
+    text = f"By </think> a thought ends. {BODY}"
+    assert answer(completion(text), asked) == completion(text)
+    assert answer(completion(f"<think>What of </think>{text}"), asked) == completion(text)
+    assert answer(completion(f"<think>{text}"), asked) == completion(f"a thought ends. {BODY}"), "no more is known"
+
+
+@pytest.mark.parametrize(
+    ("thought", "end"),
+    [
+        ("<|channel|>analysis<|message|>We need …<|end|><|start|>assistant<|channel|>final<|message|>", "<|return|>"),
+        ("analysisWe need to …assistantfinal", ""),
+        ("<|channel|>final<|message|>", ""),
+    ],
+)
+def test_only_the_final_channel_is_an_answer(thought: str, end: str) -> None:
+    assert answer(completion(thought + BODY + end), ASKED) == completion(BODY)
+    if "We" in thought:
+        assert answer(completion(thought.partition("…")[0], "length"), ASKED) == UNFINISHED
+    for text in ("analysis of rivers: " + BODY, "Analysis. " + BODY, BODY + " <|channel|> is a mark."):
+        assert answer(completion(text), ASKED) == completion(text)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +116,22 @@ def test_a_completion_that_was_cut() -> None:
     assert Cleaning(truncated="reject").clean(cut) == Rejected("cut at the length limit")
     assert Cleaning(truncated="trim").clean(completion("Half of", "length")) == Rejected("cut at the length limit")
     assert Cleaning(truncated="reject").clean(completion(BODY)) == BODY
+
+
+def test_half_a_character_at_a_cut_is_no_text() -> None:
+    cut = completion("Der Fluss flie\ufffd", "length")
+    assert Cleaning(truncated="keep").clean(cut) == "Der Fluss flie"
+    assert Cleaning(truncated="keep").clean(completion(cut.text)) == cut.text, "the model's own"
+
+
+def test_scripts_without_spaces_are_measured_by_letters() -> None:
+    cleaning = Cleaning()
+    source = "这条河发源于北方的高山之间，然后穿过许多古老的村庄和宽阔的平原，最后在港口附近缓缓流入蔚蓝色的大海。"
+    own = "港口边的蓝色海水，有一部分来自遥远的北方：一条河从高山上流下，沿途经过村庄与平原，才抵达终点。"
+    assert cleaning.problem(own, source) is None
+    assert cleaning.problem("一条河。", source) == "too short"
+    assert cleaning.problem(source.replace("古老", "美丽"), source) == "copy of the document"
+    assert cleaning.problem("河水一直流啊流，从不停下来。" * 20, source) == "repetition"
 
 
 def literal_rouge_l(one: list[str], other: list[str]) -> float:

@@ -153,11 +153,28 @@ def test_a_template_has_variables_and_may_open_a_thought(exported: Path, tmp_pat
     (plain,) = complete(exported, REQUESTS[:1], greedy)
     (thought,) = complete(thinking, REQUESTS[:1], greedy)
     assert thought.text.startswith("<think>")
-    assert isinstance(answer(thought), Rejected), "a thought that does not end is no text"
+    assert isinstance(answer(thought, REQUESTS[0]), Rejected), "a thought that does not end is no text"
     (at_once,) = complete(thinking, REQUESTS[:1], greedy, template={"thinks": False})
     assert at_once == plain
     assert Transformers("model", template={"thinks": False}).settings["template"] == {"thinks": False}
     assert "template" not in Transformers("model").settings, "what was made without it keeps its settings"
+
+
+def test_channels_are_told_from_the_text(exported: Path, tmp_path: Path) -> None:
+    """What gpt-oss thinks and answers is divided by special tokens."""
+    channels = tmp_path / "channels"
+    shutil.copytree(exported, channels)
+    loaded = AutoTokenizer.from_pretrained(channels)
+    marks = ["<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>"]
+    loaded.add_special_tokens({"additional_special_tokens": marks})
+    loaded.chat_template = TEMPLATE + "{# <|channel|>analysis #}"
+    loaded.save_pretrained(channels)
+    thought = "<|channel|>analysis<|message|>We need it.<|end|><|start|>assistant<|channel|>final<|message|>"
+    tokens = loaded(thought + "The river.<|return|>", add_special_tokens=False)["input_ids"]
+    text = PromptEncoder(str(channels), None, True).decode(tokens)
+    assert answer(Completion(text, "stop", 1, 1), REQUESTS[0]) == Completion("The river.", "stop", 1, 1)
+    plain = PromptEncoder(str(exported), None, True)
+    assert plain.decode([*plain.encode(REQUESTS[0]), plain.eos]) == "<user>abc </user><assistant>"  # type: ignore[list-item]
 
 
 def test_a_tokenizer_s_own_code_runs_only_where_vllm_s_option_allows_it(exported: Path, tmp_path: Path) -> None:
@@ -235,6 +252,11 @@ async def main():
             refused = None
         except Exception as error:
             refused = [type(error).__name__, str(error)]
+        try:  # vLLM by itself would give the 16 tokens or so that are left
+            await engine.complete(ask("abc " * 30, "step"), Sampling(max_tokens=240), 0)
+            shortened = None
+        except Exception as error:
+            shortened = [type(error).__name__, str(error)]
         batch = engine._engine.vllm_config.scheduler_config.max_num_seqs
     try:
         async with Vllm(sys.argv[1], options={**options, "max_model_len": 1000000}):
@@ -243,6 +265,7 @@ async def main():
         unloadable = [type(error).__name__, str(error)]
     with open(sys.argv[2], "w") as file:
         json.dump({"greedy": greedy, "warm": warm, "again": again, "refused": refused, "batch": batch,
+                   "shortened": shortened,
                    "unloadable": unloadable}, file)
 
 if __name__ == "__main__":
@@ -265,6 +288,8 @@ def test_vllm_completes_as_transformers_does(exported: Path, tmp_path: Path) -> 
     assert found["greedy"] == expected
     assert found["warm"] == found["again"] != found["greedy"]
     assert found["refused"][0] == "TooLongError"
+    assert found["shortened"][0] == "TooLongError"
+    assert "do not fit in vLLM's max_model_len of 256" in found["shortened"][1]
     assert found["batch"] > 128, "vLLM's batches for a program that has much to do"
     assert found["unloadable"][0] == "UserError"
     assert "max_model_len" in found["unloadable"][1]

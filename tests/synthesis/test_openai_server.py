@@ -2,124 +2,17 @@
 
 import asyncio
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from serving import Answer, Handler, Server, body, complete, frozen, good, hangs_up, status
 
 from megalit.errors import UserError
 from megalit.synthesis.engines import EngineError, OpenAI, TooLongError
 from megalit.synthesis.requests import Completion, Request, Sampling, ask
 
-Answer = Callable[["Handler", int], None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers as the server's ``answers`` say, the last one for all that follow."""
-
-    server: "Server"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.mutex:
-            number = len(self.server.bodies)
-            self.server.bodies.append({**body, "path": self.path, "key": self.headers.get("Authorization")})
-            self.server.busy += 1
-            self.server.busiest = max(self.server.busiest, self.server.busy)
-        try:
-            self.server.answers[min(number, len(self.server.answers) - 1)](self, number)
-        finally:
-            with self.server.mutex:
-                self.server.busy -= 1
-
-    def send(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: list[Answer] = [good]
-        self.bodies: list[dict[str, Any]] = []
-        self.mutex = threading.Lock()
-        self.busy = self.busiest = 0
-
-    def handle_error(self, *_: Any) -> None:
-        pass
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-def good(handler: Handler, number: int) -> None:
-    chat = {"message": {"role": "assistant", "content": f"answer {number}"}}
-    choice = {"index": 0, "finish_reason": "length", "text": f"answer {number}", **chat}
-    usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
-    handler.send(200, json.dumps({"id": "x", "choices": [choice], "usage": usage}).encode())
-
-
-def status(code: int) -> Answer:
-    return lambda handler, number: handler.send(code, b'{"error": {"message": "so it is"}}')
-
-
-def frozen(handler: Handler, number: int) -> None:
-    time.sleep(3)
-
-
-def hangs_up(handler: Handler, number: int) -> None:
-    handler.connection.close()
-
-
-def body(data: bytes) -> Answer:
-    return lambda handler, number: handler.send(200, data)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the engine would have waited, had this not been a test."""
-    waited: list[float] = []
-    real = asyncio.sleep
-
-    async def sleep(seconds: float) -> None:
-        waited.append(seconds)
-        await real(0)
-
-    monkeypatch.setattr("megalit.synthesis.engines.openai_server.asyncio.sleep", sleep)
-    return waited
-
-
-def complete(server: Server, request: Request | None = None, count: int = 1, **settings: Any) -> list[Completion]:
-    sampling = settings.pop("sampling", Sampling())
-
-    async def run() -> list[Completion]:
-        async with OpenAI("model", url=server.url, **settings) as engine:
-            asked = request if request is not None else ask("say it", "step")
-            return await asyncio.gather(*(engine.complete(asked, sampling, seed) for seed in range(count)))
-
-    return asyncio.run(run())
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 def test_a_request_says_what_is_wanted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,16 +106,64 @@ def test_a_server_says_how_long_to_wait(server: Server, waits: list[float]) -> N
         (400, "The response was filtered due to the prompt triggering the content management policy: content_filter"),
         (413, "prompt is too long"),
         (422, "max_tokens must be less than the maximum length"),
+        (400, "request (4390 tokens) exceeds the available context size (4096 tokens), try increasing it"),
+        (500, "Context size has been exceeded."),
+        (422, "`inputs` tokens + `max_new_tokens` must be <= 4097. Given: 3974 `inputs` tokens"),
+        (422, "Input validation error: `inputs` must have less than 4096 tokens. Given: 5000"),
+        (400, "Invalid prompt: your prompt was flagged as potentially violating our usage policy."),
+        (400, "data_inspection_failed: Input data may contain inappropriate content."),
+        (400, "Range of input length should be [1, 30720]"),
+        (403, 'The model requires moderation and your input was flagged for "violence"'),
     ],
 )
 def test_a_text_that_a_server_does_not_take_costs_itself_alone(server: Server, code: int, message: str) -> None:
     server.answers = [lambda handler, number: handler.send(code, json.dumps({"error": {"message": message}}).encode())]
-    with pytest.raises(TooLongError, match="takes no such request .HTTP 4"):
+    with pytest.raises(TooLongError, match="takes no such request .HTTP "):
         complete(server)
     assert len(server.bodies) == 1
     choice = {"index": 0, "finish_reason": "content_filter", "message": {"role": "assistant", "content": "half"}}
     server.answers = [lambda handler, number: handler.send(200, json.dumps({"id": "x", "choices": [choice]}).encode())]
     with pytest.raises(TooLongError, match="filter has ended this completion"):
+        complete(server)
+
+
+@pytest.mark.parametrize("serves_others", [True, False])
+def test_a_text_on_which_a_server_fails_while_it_serves_others_costs_itself_alone(
+    server: Server, waits: list[float], serves_others: bool
+) -> None:
+    bad, other = 3, 0
+
+    def chokes(handler: Handler, number: int) -> None:
+        if handler.server.bodies[number]["seed"] == other:
+            good(handler, number)
+            return
+        # Others are asked for one by one: when the second one comes, the first has been served.
+        while serves_others and len(handler.server.bodies) < number + 3:
+            time.sleep(0.01)
+        status(500)(handler, number)
+
+    async def run() -> Completion:
+        async with OpenAI("model", url=server.url, retries=2) as engine:
+            asked = ask("say it", "step")
+            failing = asyncio.create_task(engine.complete(asked, Sampling(), bad))
+            while serves_others and not failing.done():
+                await engine.complete(asked, Sampling(), other)
+            return await failing
+
+    server.answers = [chokes]
+    error, message = (TooLongError, "this request alone .HTTP 500") if serves_others else (EngineError, "not answer")
+    with pytest.raises(error, match=message):
+        asyncio.run(run())
+    assert sum(sent["seed"] == bad for sent in server.bodies) == 3
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["`max_new_tokens` must be <= 4096", "Unsupported parameter: 'max_tokens' is not supported with this model"],
+)
+def test_a_refused_setting_is_not_taken_for_a_refused_text(server: Server, message: str) -> None:
+    server.answers = [lambda handler, number: handler.send(400, json.dumps({"error": {"message": message}}).encode())]
+    with pytest.raises(UserError, match="refuses a request"):
         complete(server)
 
 

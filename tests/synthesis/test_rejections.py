@@ -50,8 +50,11 @@ def test_a_review_is_not_judged_as_a_text(corpus: Corpus, tmp_path: Path) -> Non
                 return Completion("I cannot provide anything to mend", "length", 1, 1)
             return await super().complete(request, sampling, seed)
 
-    counts = run(work(Reviewer(), CritiqueAndRevise()), corpus, tmp_path)
+    of = work(Reviewer(), CritiqueAndRevise())
+    counts = run(of, corpus, tmp_path)
     assert counts.accepted == counts.total
+    compact(of, corpus, tmp_path)
+    assert {row["cut"] for row in table(tmp_path)} == {False}, "its texts are whole"
 
 
 def test_a_document_that_is_too_long_costs_its_own_generations(corpus: Corpus, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Splitting at sentence ends loses nothing."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +57,13 @@ def test_a_run_of_marks_takes_no_time() -> None:
     assert "".join(sentences("." * 20_000)) == "." * 20_000
 
 
+@given(st.text(st.characters(max_codepoint=0x0DFF)))
+def test_words_of_other_scripts_are_runs_of_letters(text: str) -> None:
+    assert words(text) == re.findall(r"\w+", text.lower())
+
+
 def test_words_and_runs_of_them() -> None:
     assert words("The cat, the HAT!") == ["the", "cat", "the", "hat"]
+    assert words("Tōkyō は、東京・都 GPU_1です") == ["tōkyō", "は", "東", "京", "都", "gpu_1", "で", "す"]
     assert list(ngrams(["a", "b", "c"], 2)) == [("a", "b"), ("b", "c")]
     assert list(ngrams(["a"], 2)) == []

@@ -40,6 +40,11 @@ class Engine(ABC):
         """What else changes a completion, as JSON; it stands in the record of each generation."""
         return {}
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether :meth:`count_tokens` counts; some engines can only estimate."""
+        return True
+
     @abstractmethod
     def count_tokens(self, text: str) -> int:
         """Number of the model's tokens in a text."""

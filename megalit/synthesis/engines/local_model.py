@@ -12,6 +12,8 @@ from megalit.synthesis.cleaning import THINKING
 from megalit.synthesis.engines.base import Engine
 from megalit.synthesis.requests import Message, Request
 
+# In the chat template of a model that thinks and answers in channels (gpt-oss); to be told apart, they must be seen.
+_CHANNEL = "<|channel|>"
 # Of each file so much at either end tells one model from another; weights are too large to be read whole.
 _ENDS = 1 << 20
 
@@ -51,6 +53,10 @@ class PromptEncoder:
         trust_remote_code: run code that comes with the tokenizer.
         setting: which setting names the model, for what is said of it.
 
+    Attributes:
+        eos, bos: their ids; BOS is EOS where there is none.
+        skip_special_tokens: whether a completion is decoded without them.
+
     Raises:
         UserError: no tokenizer there, or no chat template where one is asked for.
     """
@@ -78,6 +84,8 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._chat = chat
         self._template = dict(template or {})
+        # Without special tokens, channels cannot be told from the text.
+        self.skip_special_tokens = not (chat and _CHANNEL in str(tokenizer.chat_template))
         self.eos: int | None = tokenizer.eos_token_id
         self.bos: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.eos
 
@@ -96,22 +104,35 @@ class PromptEncoder:
                 raise UserError("the model has no BOS token to begin from: set bos_token in its tokenizer_config.json")
             return [self.bos]
         if self._chat:
-            turns = [{"role": message.role, "content": message.content} for message in request.messages]
-            text = self._tokenizer.apply_chat_template(
-                turns, **{"add_generation_prompt": True, "tokenize": False, **self._template}
-            )
             # The template writes BOS itself.
-            return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+            return list(self._tokenizer(self._rendered(request.messages), add_special_tokens=False)["input_ids"])
         tokens = list(self._tokenizer(plain_text(request.messages), add_special_tokens=False)["input_ids"])
         return tokens if self.bos is None else [self.bos, *tokens]
 
+    def _rendered(self, messages: Sequence[Message]) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        settings = {"add_generation_prompt": True, "tokenize": False, **self._template}
+        return str(self._tokenizer.apply_chat_template(turns, **settings))
+
+    def opens_thoughts(self) -> bool:
+        """Whether the chat template, where there is one, ends a prompt within the thought of a reasoning model."""
+        from jinja2 import TemplateError
+
+        try:
+            return bool(self._tokenizer.chat_template) and _is_opened(self._rendered((Message("user", "?"),)))
+        except (TemplateError, ValueError, TypeError):
+            return False  # of a template that takes no such conversation nothing is known
+
     def opened(self, prompt: Sequence[int]) -> str:
         """What a prompt has opened that belongs to its completion: the thought of a reasoning model."""
-        end = str(self._tokenizer.decode(prompt[-8:]))
-        return THINKING if end.rstrip().endswith(THINKING) else ""
+        return THINKING if _is_opened(str(self._tokenizer.decode(prompt[-8:]))) else ""
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=self.skip_special_tokens))
+
+
+def _is_opened(prompt: str) -> bool:
+    return prompt.rstrip().endswith(THINKING)
 
 
 class LocalModel(Engine):

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from megalit.errors import UserError, missing_extra
+from megalit.synthesis.cleaning import ANSWERING, THINKING, ends_unopened_thought
 from megalit.synthesis.engines.base import Engine, EngineError, TooLongError
 from megalit.synthesis.engines.local_model import PromptEncoder, plain_text
 from megalit.synthesis.requests import Completion, Request, Sampling
@@ -16,14 +17,21 @@ _WORTH_WAITING = {408, 409, 425, 429}
 _LONGEST_WAIT = 60.0
 # A server that says how long to wait is believed up to so many seconds.
 _LONGEST_TOLD = 600.0
-# Refusals that may be of this one text: of its length, or of what a hosted server's filter sees in it.
-_OF_THE_TEXT = {400, 413, 422}
+# Refusals that may be of this one text: of its length, or of what a hosted server's filter sees in it. As vLLM and
+# SGLang, llama.cpp (also with 500), TGI and Together, OpenAI and Azure, DashScope, OpenRouter (403) word them.
+_OF_THE_TEXT = {400, 403, 413, 422, 500}
 _TEXT = re.compile(
-    r"context.{0,8}(length|window)|too long|max(imum)?\b.{0,20}(length|tokens)|content.{0,8}(policy|filter)",
+    r"context.{0,8}(length|window|size)|too long|max(imum)?\b.{0,20}(length|tokens)|input.{0,4} length"
+    r"|\binputs\b.{0,4}(tokens? \+|must have less than)"
+    r"|content.{0,8}(policy|filter)|usage.polic|invalid_prompt|safety system|data_?inspection|inappropriate content"
+    r"|input was flagged",
     re.IGNORECASE,
 )
 # Ways in which a completion ends that is whole, or as long as it was allowed to be.
 _FINISHED = ("stop", "length")
+# So many completions more that end a thought without its beginning than ones that end without any tell that the chat
+# template opens thoughts. A model may leave a lone mark in a text now and then, which is to end no run.
+_TELLING = 3
 
 
 class _BadAnswerError(Exception):
@@ -45,6 +53,9 @@ class OpenAI(Engine):
         timeout: seconds until an answer counts as lost.
         retries: how often a request is tried again, after waits that double from one second to a minute, or that the
             server asks for; the default waits seven minutes at most, unless it asks for more.
+        opens_thought: whether the chat template opens the thought of a reasoning model, so that completions begin in
+            it; no matter where the server parses thoughts itself. Null looks at the template of ``tokenizer`` and at
+            what comes, and ends the run where thoughts come.
         options: further fields of the requests' body, such as ``{"min_p": 0.1}``, or, for a reasoning model on vLLM or
             SGLang that is to answer at once, ``{"chat_template_kwargs": {"enable_thinking": false}}``.
         strict: send nothing that is not in OpenAI's own protocol; hosted servers refuse what they do not know.
@@ -61,11 +72,14 @@ class OpenAI(Engine):
         in_flight: int = 128,
         timeout: float = 600.0,
         retries: int = 12,
+        opens_thought: bool | None = None,
         options: dict[str, Any] | None = None,
         strict: bool = False,
     ) -> None:
         if retries < 0 or timeout <= 0 or in_flight < 1:
             raise UserError("engine.retries, engine.timeout and engine.in_flight are not all positive: mend them")
+        if opens_thought and not chat:
+            raise UserError("engine.opens_thought is about chat templates: leave it out, or set engine.chat true")
         self._name = model
         self._url = url.rstrip("/")
         self._revision = revision
@@ -75,6 +89,9 @@ class OpenAI(Engine):
         self.in_flight = in_flight
         self._timeout = timeout
         self._retries = retries
+        self._opens_thought = opens_thought
+        self._closed = self._plain = 0
+        self._completed = 0
         self._options = options or {}
         self._strict = strict
         self._encoder: PromptEncoder | None = None
@@ -87,11 +104,24 @@ class OpenAI(Engine):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"chat": self._chat, "options": self._options}
+        opens = {"opens_thought": True} if self._opens_thought else {}
+        return {"chat": self._chat, "options": self._options, **opens}
 
     def open(self) -> None:
-        if self._tokenizer is not None and self._encoder is None:
-            self._encoder = PromptEncoder(self._tokenizer, None, chat=False, setting="engine.tokenizer")
+        if self._tokenizer is None or self._encoder is not None:
+            return
+        template = self._options.get("chat_template_kwargs")
+        encoder = PromptEncoder(self._tokenizer, None, chat=False, template=template, setting="engine.tokenizer")
+        if self._chat and self._opens_thought is None and encoder.opens_thoughts():
+            raise UserError(
+                f"the chat template of engine.tokenizer {self._tokenizer} opens a thought: set engine.opens_thought "
+                "true, or false if the server has another template"
+            )
+        self._encoder = encoder
+
+    @property
+    def counts_tokens(self) -> bool:
+        return self._tokenizer is not None
 
     def count_tokens(self, text: str) -> int:
         return self._encoder.count(text) if self._encoder else -(-len(text.encode()) // 4)
@@ -122,7 +152,9 @@ class OpenAI(Engine):
 
         assert self._slots is not None
         reason, told = "", 0.0
+        statuses: set[int] = set()
         for number in range(self._retries + 1):
+            completed = self._completed
             if number:
                 # Half fixed and half drawn, so that requests that failed together do not return together.
                 own = min(_LONGEST_WAIT, 2.0 ** (number - 1)) * (0.5 + random.random() / 2)
@@ -131,11 +163,14 @@ class OpenAI(Engine):
             try:
                 async with self._slots:
                     # The client's limit counts from byte to byte; a server that trickles would never end.
-                    return await asyncio.wait_for(self._ask(request, sampling, seed), self._timeout)
+                    completion = await asyncio.wait_for(self._ask(request, sampling, seed), self._timeout)
+                self._completed += 1
+                return completion
             except openai.APIStatusError as error:
                 reason = f"HTTP {error.status_code}: {_first_line(error.message)}"
                 if error.status_code in _OF_THE_TEXT and _TEXT.search(f"{error.code} {error.message}"):
                     raise TooLongError(f"the server at {self._url} takes no such request ({reason})") from error
+                statuses.add(error.status_code)
                 told = _told(error.response.headers.get("retry-after"))
                 if error.status_code < 500 and error.status_code not in _WORTH_WAITING:
                     raise UserError(
@@ -144,7 +179,11 @@ class OpenAI(Engine):
                     ) from error
             except (openai.APIError, _BadAnswerError, TimeoutError, ValueError) as error:
                 # The client lets the JSON parser's own ValueError through.
+                statuses.add(0)
                 reason = _first_line(str(error)) or f"no answer in {self._timeout:g} s"
+        if statuses == {500} and self._completed > completed:
+            # While this one failed for the last time, others did not: the server is well, and chokes on this text.
+            raise TooLongError(f"the server at {self._url} fails on this request alone ({reason})")
         raise EngineError(
             f"the server at {self._url} does not answer after {self._retries + 1} tries ({reason}): what is finished "
             "is kept; start the server again, then give the same command"
@@ -177,7 +216,7 @@ class OpenAI(Engine):
         else:
             prompt = plain_text(request.messages) if request.messages else self._beginning(request)
             answer = await self._client.completions.create(prompt=prompt, **common)
-        return self._completion(answer)
+        return self._completion(answer, request)
 
     def _beginning(self, request: Request) -> list[int]:
         """The prompt of a sample: BOS. Servers refuse an empty one, or put no BOS before it."""
@@ -185,30 +224,55 @@ class OpenAI(Engine):
             raise UserError("samples begin with the model's BOS token: name its tokenizer in engine.tokenizer")
         return self._encoder.encode(request)
 
-    def _completion(self, answer: Any) -> Completion:
-        text, finish, usage = _parts(answer, self._chat)
+    def _completion(self, answer: Any, request: Request) -> Completion:
+        text, finish, usage, is_parsed = _parts(answer, self._chat)
         if finish == "content_filter":
             raise TooLongError("the server's filter has ended this completion")
         if finish not in _FINISHED:
             # A server that shuts down sends what it has, for example.
             raise _BadAnswerError(f"a completion that ended with '{finish}'")
         prompt_tokens, tokens = usage or (0, self.count_tokens(text))
+        if self._opens_thought and not is_parsed:
+            text = THINKING + text
+        elif self._opens_thought is None and self._chat:
+            self._look_for_thoughts(text, finish, request)
         return Completion(text, "length" if finish == "length" else "stop", prompt_tokens, tokens)
 
+    def _look_for_thoughts(self, text: str, finish: str, request: Request) -> None:
+        """End the run where completions begin within a thought: of those that the limit cuts there, nothing tells so.
 
-def _parts(answer: Any, chat: bool) -> tuple[str, str, tuple[int, int] | None]:
-    """Text, reason of its end, and tokens read and written where the server counts them."""
+        Raises:
+            UserError: it is clear by now.
+        """
+        if ends_unopened_thought(text, request):
+            self._closed += 1
+            if self._closed >= self._plain + _TELLING:
+                raise UserError(
+                    f"completions of {self._name} begin within a thought, which '{ANSWERING}' ends: set "
+                    "engine.opens_thought true, or false if such marks belong to the texts; --redo makes again what "
+                    "was made so far"
+                )
+        elif finish == "stop" and ANSWERING not in text:
+            self._plain += 1
+
+
+def _parts(answer: Any, chat: bool) -> tuple[str, str, tuple[int, int] | None, bool]:
+    """Text, reason of its end, tokens read and written where they are counted, and whether a thought was parsed."""
     try:
         choice = answer.choices[0]
         text = choice.message.content if chat else choice.text
         usage = answer.usage
         tokens = (int(usage.prompt_tokens), int(usage.completion_tokens)) if usage is not None else None
         finish = choice.finish_reason
+        # No part of the protocol; servers call it by either name.
+        thought = chat and (
+            getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
+        )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise _BadAnswerError(f"an answer that is no completion: {_first_line(str(answer))[:100]}") from error
     if not isinstance(text, str) and text is not None:
         raise _BadAnswerError("an answer whose text is no text")
-    return text or "", str(finish), tokens
+    return text or "", str(finish), tokens, bool(thought)
 
 
 def _first_line(text: str) -> str:

@@ -27,7 +27,8 @@ class Vllm(LocalModel):
         tensor_parallel_size: GPUs that share one copy of the model.
         data_parallel_size: copies of the model.
         in_flight: requests in the engine at once; default: 1,024 for each copy, the most that vLLM puts in a batch.
-        options: any further option of vLLM's ``AsyncEngineArgs``, such as ``max_model_len``.
+        options: any further option of vLLM's ``AsyncEngineArgs``, such as ``max_model_len``, into which a prompt and
+            ``sampling.max_tokens`` more must fit.
     """
 
     def __init__(
@@ -111,10 +112,18 @@ class Vllm(LocalModel):
             max_tokens=sampling.max_tokens,
             stop=list(sampling.stop),
             seed=seed,
+            skip_special_tokens=self._encoder.skip_special_tokens,
             # Only the finished completion: what is half done would cost time and is not used.
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         prompt = {"prompt_token_ids": self._encoder.encode(request)}
+        # Left to itself, vLLM takes every prompt that leaves room for one token, and shortens the completion.
+        longest = self._engine.vllm_config.model_config.max_model_len
+        if len(prompt["prompt_token_ids"]) + sampling.max_tokens > longest:
+            raise TooLongError(
+                f"a prompt of {len(prompt['prompt_token_ids'])} tokens and {sampling.max_tokens} more do not fit in "
+                f"vLLM's max_model_len of {longest}"
+            )
         final: Any = None
         try:
             async with contextlib.aclosing(
