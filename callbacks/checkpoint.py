@@ -1,8 +1,10 @@
 """Checkpoints that exist whole or not at all, by step and by time."""
 
 import shutil
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import checkpoint_folder, newest_checkpoint
-from megalit.files import publish
+from megalit.evaluation.checkpoints import checkpoint_folder, newest_checkpoint, shards
+from megalit.files import first_unseen, publish, remove_leftovers
 
 # How often ranks agree on the clock; one small broadcast each time.
 _CLOCK_STEPS = 20
+
+# A shared file system may show a node what another has written only after so many seconds; NFS after up to 60.
+_PATIENCE = 120.0
 
 
 def _by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -115,17 +120,29 @@ class Checkpoint(callbacks.Checkpoint):
         """Have all ranks agree on where they go on, before any of them reads it.
 
         Raises:
-            UserError: a node sees other checkpoints than the others; their weights would be averaged all the same.
+            UserError: a node does not see what the first one writes, so that it could not go on after the next start,
+                and a sharded checkpoint would be scattered over the nodes; or it sees other checkpoints, whose weights
+                would be averaged all the same.
         """
         if stage != "fit" or trainer.world_size == 1:
             return
-        found: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(found, self.continues.name if self.continues else "the beginning")
+        root = Path(trainer.default_root_dir)
+        with _token(root) if trainer.is_global_zero else nullcontext("") as token:
+            here = self.continues.name if self.continues else "the beginning"
+            told = _of_all_ranks(trainer, (token, here))
+            unseen = _of_all_ranks(trainer, first_unseen([root / told[0][0]], _PATIENCE))
+        blind = next((rank for rank, path in enumerate(unseen) if path is not None), None)
+        if blind is not None:
+            raise UserError(
+                f"rank {blind} does not see what rank 0 writes into {root}: choose a --run on storage that all nodes "
+                "share, and start all of them in the same folder"
+            )
+        found = [name for _, name in told]
         if len(set(found)) > 1:
             others = next(rank for rank, name in enumerate(found) if name != found[0])
             raise UserError(
-                f"rank 0 would go on from {found[0]} and rank {others} from {found[others]}: the run's folder must be "
-                "shared by all nodes; where it is, a file system may show it late, so give the command again"
+                f"rank 0 would go on from {found[0]} and rank {others} from {found[others]}: the file system shows it "
+                "late, so give the command again"
             )
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -207,13 +224,40 @@ class Checkpoint(callbacks.Checkpoint):
 
     @staticmethod
     def _save_shards(trainer: lightning.Trainer, target: Path) -> None:
-        """Every rank writes its part into a hidden folder, which gets its name when all are on the disk."""
+        """Every rank writes its part into a hidden folder, which gets its name when all are on the disk.
+
+        Raises:
+            UserError: a part is missing; the checkpoints that are there stay.
+        """
         hidden = target.with_name(f".{target.name}.writing")
         trainer.save_checkpoint(hidden, weights_only=False)
         trainer.strategy.barrier()
+        unseen = first_unseen(shards(hidden), _PATIENCE) if trainer.is_global_zero else None
+        unseen = trainer.strategy.broadcast(unseen)
+        if unseen is not None:
+            raise UserError(
+                f"{unseen} was written and is not there, so {target.name} would never be read: choose a --run on "
+                "storage that all nodes share"
+            )
         if trainer.is_global_zero:
             publish(hidden, target)
         trainer.strategy.barrier()
+
+
+@contextmanager
+def _token(folder: Path) -> Iterator[str]:
+    """The name of a hidden file in a run's folder, by which others see that it is the same folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder / "token")
+    with tempfile.NamedTemporaryFile(prefix=".token.", suffix=".tmp", dir=folder) as file:
+        yield Path(file.name).name
+
+
+def _of_all_ranks(trainer: lightning.Trainer, value: Any) -> list[Any]:
+    """Each rank's value, by rank, on all of them."""
+    values: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def _validates_now(trainer: lightning.Trainer) -> bool:
