@@ -1,6 +1,7 @@
 """Checkpoints that exist whole or not at all, by step and by time."""
 
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,52 +17,13 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from megalit.errors import UserError
 from megalit.evaluation.checkpoints import checkpoint_folder, newest_checkpoint, shards
 from megalit.files import first_unseen, publish, remove_leftovers
+from megalit.modeling.optimizer_states import by_name, by_position
 
 # How often ranks agree on the clock; one small broadcast each time.
 _CLOCK_STEPS = 20
 
 # A shared file system may show a node what another has written only after so many seconds; NFS after up to 60.
 _PATIENCE = 120.0
-
-
-def _by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """An optimizer's state by parameter name, from one by parameter number."""
-    return {
-        "state": {names[number]: value for number, value in state["state"].items()},
-        "param_groups": [
-            {**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]
-        ],
-    }
-
-
-def _numbered(
-    trainer: lightning.Trainer, model: lightning.LightningModule, optimizer: torch.optim.Optimizer
-) -> list[str]:
-    """Names of the parameters in the order in which an optimizer's state counts them.
-
-    Torch's optimizers count them by their groups, Lightning's sharded strategy by the model, where it gathers them.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        return list(names.values())
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _by_position(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state by parameter number, as torch's optimizers have it, from one by parameter name."""
-    names = [name for group in state["param_groups"] for name in group["params"]]
-    number = {name: place for place, name in enumerate(names)}
-    return {
-        "state": {number[name]: value for name, value in state["state"].items()},
-        "param_groups": [
-            {**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]
-        ],
-    }
-
-
-def _has(state: dict[str, Any], kind: type) -> bool:
-    """Whether a state's parameters go by numbers (``int``) or names (``str``)."""
-    return any(isinstance(key, kind) for group in state.get("param_groups", ()) for key in group["params"])
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -117,33 +79,40 @@ class Checkpoint(callbacks.Checkpoint):
             folder.rmdir()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Have all ranks agree on where they go on, before any of them reads it.
+        """Have all ranks go on from the newest checkpoint that any of them has found.
+
+        A file system may show a node late what another has written, so a node waits for a checkpoint that it does not
+        see yet: weights of two states would be averaged all the same.
 
         Raises:
             UserError: a node does not see what the first one writes, so that it could not go on after the next start,
-                and a sharded checkpoint would be scattered over the nodes; or it sees other checkpoints, whose weights
-                would be averaged all the same.
+                and a sharded checkpoint would be scattered over the nodes; or it does not see the checkpoint.
         """
         if stage != "fit" or trainer.world_size == 1:
             return
         root = Path(trainer.default_root_dir)
         with _token(root) if trainer.is_global_zero else nullcontext("") as token:
-            here = self.continues.name if self.continues else "the beginning"
+            here = self.continues.name if self.continues else ""
             told = _of_all_ranks(trainer, (token, here))
-            unseen = _of_all_ranks(trainer, first_unseen([root / told[0][0]], _PATIENCE))
-        blind = next((rank for rank, path in enumerate(unseen) if path is not None), None)
-        if blind is not None:
-            raise UserError(
-                f"rank {blind} does not see what rank 0 writes into {root}: choose a --run on storage that all nodes "
-                "share, and start all of them in the same folder"
-            )
-        found = [name for _, name in told]
-        if len(set(found)) > 1:
-            others = next(rank for rank, name in enumerate(found) if name != found[0])
-            raise UserError(
-                f"rank 0 would go on from {found[0]} and rank {others} from {found[others]}: the file system shows it "
-                "late, so give the command again"
-            )
+            token, newest = told[0][0], max(name for _, name in told)
+            awaited = [root / token, *([self.folder(root) / newest] if newest != here else [])]
+            unseen = _of_all_ranks(trainer, first_unseen(awaited, _PATIENCE))
+        for rank, path in enumerate(unseen):
+            if path is not None and path.name == token:
+                raise UserError(
+                    f"rank {rank} does not see what rank 0 writes into {root}: choose a --run on storage that all "
+                    "nodes share, and start all of them in the same folder"
+                )
+            if path is not None:
+                raise UserError(
+                    f"rank {rank} does not see {path}, which another rank would go on from: the file system shows it "
+                    "late, so give the command again, or look why it is not there"
+                )
+        if newest != here:
+            self.continues = awaited[-1]
+            _load_instead(trainer, self.continues)
+            if trainer.is_global_zero:
+                print(f"megalit: continuing from {self.continues}, which showed late", file=sys.stderr, flush=True)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -186,15 +155,14 @@ class Checkpoint(callbacks.Checkpoint):
             # Lightning counts an epoch that was stopped early as completed, and would not go on with it.
             loop["epoch_progress"]["current"].update(processed=0, completed=0)
         checkpoint["optimizer_states"] = [
-            _by_name(state, _numbered(trainer, pl_module, optimizer)) if _has(state, int) else state
+            by_name(state, trainer, pl_module, optimizer)
             for optimizer, state in zip(trainer.optimizers, checkpoint.get("optimizer_states", []), strict=True)
         ]
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        states = checkpoint.get("optimizer_states", [])
-        checkpoint["optimizer_states"] = [_by_position(state) if _has(state, str) else state for state in states]
+        checkpoint["optimizer_states"] = [by_position(state) for state in checkpoint.get("optimizer_states", [])]
 
     @staticmethod
     def _is_over(trainer: lightning.Trainer) -> bool:
@@ -258,6 +226,18 @@ def _of_all_ranks(trainer: lightning.Trainer, value: Any) -> list[Any]:
     values: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def _load_instead(trainer: lightning.Trainer, checkpoint: Path) -> None:
+    """Have Lightning go on from this checkpoint, whatever it was told before."""
+    connector: Any = trainer._checkpoint_connector
+    load = connector.resume_start
+
+    def resume_start(_: Path | None = None, weights_only: bool | None = None) -> None:
+        connector.resume_start = load  # for what comes behind this training
+        load(checkpoint, weights_only)
+
+    connector.resume_start = resume_start
 
 
 def _validates_now(trainer: lightning.Trainer) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from data_sets import DataSet
 from forks import Fork, fork, ranks
+from running import Run, losses
 
 from megalit.callbacks import Checkpoint
 
@@ -37,6 +38,29 @@ def test_a_folder_that_nodes_do_not_share_is_refused_at_once(
         assert line.startswith("megalit: error: rank 1 does not see what rank 0 writes into run: choose a --run on")
     assert not list((tmp_path / "run").glob(".token*"))
     assert not list((elsewhere / "run").glob(".token*"))
+
+
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_a_node_that_sees_the_newest_checkpoint_late_waits_for_it(
+    late: str, run: Run, small: Path, stopped: Path, tmp_path: Path
+) -> None:
+    """It goes on from there with the others, though it was about to begin anew, and ends as an undisturbed run."""
+    for process in fit(small, tmp_path, tmp_path, LATE=late, LOOKS="3"):
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert run("fit", "--config", small, "--run", "whole") == 0
+    found, expected = losses(stopped), losses(tmp_path / "whole")
+    assert [step for step, _ in found] == list(range(1, 41))
+    assert found[:12] == expected[:12]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], abs=1e-4)
+
+
+def test_a_checkpoint_that_a_node_never_sees_ends_all_of_them(small: Path, stopped: Path, tmp_path: Path) -> None:
+    for process in fit(small, tmp_path, tmp_path, LATE="1", LOOKS="1000000"):
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 2, said
+        line = said.splitlines()[-1]
+        assert "rank 1 does not see run/checkpoints/step-000000012.ckpt, which another rank would go on from" in line
 
 
 # Where the folder's own look has let it pass.
