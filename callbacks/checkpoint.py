@@ -36,6 +36,8 @@ class Checkpoint(callbacks.Checkpoint):
         every_n_steps: save after so many optimizer steps; null leaves it to the clock.
         every_minutes: save when so long has passed since the last one; null leaves it to the steps.
         keep: the newest checkpoints that stay.
+        keep_every_n_steps: save after so many optimizer steps, too, and let those checkpoints stay, as a way back from
+            a loss that rises. They take their room on the disk for good, so there are none unless they are asked for.
 
     Attributes:
         continues: what this rank goes on from; None is the beginning.
@@ -44,14 +46,22 @@ class Checkpoint(callbacks.Checkpoint):
         UserError: no checkpoint would ever be kept.
     """
 
-    def __init__(self, every_n_steps: int | None = None, every_minutes: float | None = 10.0, keep: int = 2) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = 10.0,
+        keep: int = 2,
+        keep_every_n_steps: int | None = None,
+    ) -> None:
         if keep < 1:
             raise UserError(f"checkpoint.keep is {keep}: keep at least 1")
-        if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps is {every_n_steps}: choose at least 1, or null")
+        for name, steps in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
+            if steps is not None and steps < 1:
+                raise UserError(f"checkpoint.{name} is {steps}: choose at least 1, or null")
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self.keep = keep
+        self.keep_every_n_steps = keep_every_n_steps
         self.continues: Path | None = None
         self._saved_at = time.monotonic()
         self._saved_step = -1
@@ -124,7 +134,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         step = trainer.global_step
-        by_step = self.every_n_steps is not None and step % self.every_n_steps == 0
+        by_step = any(every and step % every == 0 for every in (self.every_n_steps, self.keep_every_n_steps))
         if by_step or self._clock_says_so(trainer, step):
             self.save(trainer)
 
@@ -187,8 +197,13 @@ class Checkpoint(callbacks.Checkpoint):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             earlier = sorted(path for path in folder.glob("step-*.ckpt") if path.name <= target.name)
+            earlier = [path for path in earlier if not self._stays(path)]
             for old in earlier[: -self.keep]:
                 _remove(old)
+
+    def _stays(self, checkpoint: Path) -> bool:
+        step = checkpoint.stem.removeprefix("step-")
+        return self.keep_every_n_steps is not None and step.isdecimal() and int(step) % self.keep_every_n_steps == 0
 
     @staticmethod
     def _save_shards(trainer: lightning.Trainer, target: Path) -> None:
