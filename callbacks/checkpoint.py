@@ -1,29 +1,29 @@
 """Checkpoints that exist whole or not at all, by step and by time."""
 
+import errno
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import checkpoint_folder, newest_checkpoint, shards
-from megalit.files import first_unseen, publish, remove_leftovers
+from megalit.evaluation.checkpoints import checkpoint_folder, newest_checkpoint
+from megalit.evaluation.shared_folder import check_shards, newest_of_all
+from megalit.files import publish
 from megalit.modeling.optimizer_states import by_name, by_position
 
 # How often ranks agree on the clock; one small broadcast each time.
 _CLOCK_STEPS = 20
 
-# A shared file system may show a node what another has written only after so many seconds; NFS after up to 60.
-_PATIENCE = 120.0
+# What may pass while a run goes on, and how often in a row a run goes on without having been saved.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_TRIES = 3
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -66,6 +66,8 @@ class Checkpoint(callbacks.Checkpoint):
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._waiting = False
+        self._must = False
+        self._unsaved = 0
 
     @staticmethod
     def folder(run: Path) -> Path:
@@ -89,40 +91,19 @@ class Checkpoint(callbacks.Checkpoint):
             folder.rmdir()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Have all ranks go on from the newest checkpoint that any of them has found.
-
-        A file system may show a node late what another has written, so a node waits for a checkpoint that it does not
-        see yet: weights of two states would be averaged all the same.
+        """Have all ranks go on from one checkpoint: weights of two states would be averaged all the same.
 
         Raises:
-            UserError: a node does not see what the first one writes, so that it could not go on after the next start,
-                and a sharded checkpoint would be scattered over the nodes; or it does not see the checkpoint.
+            UserError: the run's folder is not shared by all nodes, or shows the checkpoint to one of them too late.
         """
         if stage != "fit" or trainer.world_size == 1:
             return
-        root = Path(trainer.default_root_dir)
-        with _token(root) if trainer.is_global_zero else nullcontext("") as token:
-            here = self.continues.name if self.continues else ""
-            told = _of_all_ranks(trainer, (token, here))
-            token, newest = told[0][0], max(name for _, name in told)
-            awaited = [root / token, *([self.folder(root) / newest] if newest != here else [])]
-            unseen = _of_all_ranks(trainer, first_unseen(awaited, _PATIENCE))
-        for rank, path in enumerate(unseen):
-            if path is not None and path.name == token:
-                raise UserError(
-                    f"rank {rank} does not see what rank 0 writes into {root}: choose a --run on storage that all "
-                    "nodes share, and start all of them in the same folder"
-                )
-            if path is not None:
-                raise UserError(
-                    f"rank {rank} does not see {path}, which another rank would go on from: the file system shows it "
-                    "late, so give the command again, or look why it is not there"
-                )
-        if newest != here:
-            self.continues = awaited[-1]
-            _load_instead(trainer, self.continues)
+        newest = newest_of_all(Path(trainer.default_root_dir), self.continues)
+        if newest is not None and newest != self.continues:
+            self.continues = newest
+            _load_instead(trainer, newest)
             if trainer.is_global_zero:
-                print(f"megalit: continuing from {self.continues}, which showed late", file=sys.stderr, flush=True)
+                _say(f"continuing from {newest}, which showed late")
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -136,13 +117,19 @@ class Checkpoint(callbacks.Checkpoint):
         step = trainer.global_step
         by_step = any(every and step % every == 0 for every in (self.every_n_steps, self.keep_every_n_steps))
         if by_step or self._clock_says_so(trainer, step):
-            self.save(trainer)
+            self._save_in_order(trainer)
 
     def save(self, trainer: lightning.Trainer) -> None:
-        """Save the step that has just ended: now, or behind the validation that follows it.
+        """Save the step that has just ended, because the run is to stop: now, or behind the validation that follows it.
 
-        A run that dies in a validation would skip it if the checkpoint stood before it.
+        Raises:
+            OSError: it cannot be written, be it only because the disk is full.
         """
+        self._must = True
+        self._save_in_order(trainer)
+
+    def _save_in_order(self, trainer: lightning.Trainer) -> None:
+        # A run that dies in a validation would skip it if the checkpoint stood before it.
         self._waiting = _validates_now(trainer)
         if not self._waiting and trainer.global_step != self._saved_step:
             self._save(trainer)
@@ -155,6 +142,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # Not when training ends: callbacks that average weights have put the average into the model by then.
         if trainer.global_step != self._saved_step:
+            self._must = True
             self._save(trainer)
 
     def on_save_checkpoint(
@@ -186,20 +174,45 @@ class Checkpoint(callbacks.Checkpoint):
         return bool(trainer.strategy.broadcast(due)) if trainer.world_size > 1 else due
 
     def _save(self, trainer: lightning.Trainer) -> None:
+        """Save now. A run that need not stop goes on where the disk is full: its state is good, and space may be freed.
+
+        Raises:
+            OSError: it cannot be written; of a full disk, where this must be saved or for the third time in a row.
+        """
         folder = self.folder(Path(trainer.default_root_dir))
         target = folder / f"step-{trainer.global_step:09d}.ckpt"
-        sharded = isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint
-        if sharded:
-            self._save_shards(trainer, target)
-        else:
-            trainer.save_checkpoint(target, weights_only=False)
+        full = self._write(trainer, target)
         self._saved_at = time.monotonic()
+        self._unsaved = self._unsaved + 1 if full else 0
+        if full is not None:
+            if self._must or self._unsaved == _TRIES:
+                raise full
+            if trainer.is_global_zero:
+                step, why = trainer.global_step, full.strerror
+                _say(f"step {step:,} is not saved ({why}): free space; the run goes on and tries again at the next one")
+            return
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             earlier = sorted(path for path in folder.glob("step-*.ckpt") if path.name <= target.name)
             earlier = [path for path in earlier if not self._stays(path)]
             for old in earlier[: -self.keep]:
                 _remove(old)
+
+    def _write(self, trainer: lightning.Trainer, target: Path) -> OSError | None:
+        """Write a checkpoint; on all ranks, what the rank that writes says where there is no room for it."""
+        if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint:
+            self._save_shards(trainer, target)
+            return None
+        full = None
+        try:
+            trainer.save_checkpoint(target, weights_only=False)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            full = error
+            # Where Lightning has the others wait until the checkpoint is written.
+            trainer.strategy.barrier()
+        return trainer.strategy.broadcast(full)
 
     def _stays(self, checkpoint: Path) -> bool:
         step = checkpoint.stem.removeprefix("step-")
@@ -215,32 +228,14 @@ class Checkpoint(callbacks.Checkpoint):
         hidden = target.with_name(f".{target.name}.writing")
         trainer.save_checkpoint(hidden, weights_only=False)
         trainer.strategy.barrier()
-        unseen = first_unseen(shards(hidden), _PATIENCE) if trainer.is_global_zero else None
-        unseen = trainer.strategy.broadcast(unseen)
-        if unseen is not None:
-            raise UserError(
-                f"{unseen} was written and is not there, so {target.name} would never be read: choose a --run on "
-                "storage that all nodes share"
-            )
+        check_shards(hidden)
         if trainer.is_global_zero:
             publish(hidden, target)
         trainer.strategy.barrier()
 
 
-@contextmanager
-def _token(folder: Path) -> Iterator[str]:
-    """The name of a hidden file in a run's folder, by which others see that it is the same folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder / "token")
-    with tempfile.NamedTemporaryFile(prefix=".token.", suffix=".tmp", dir=folder) as file:
-        yield Path(file.name).name
-
-
-def _of_all_ranks(trainer: lightning.Trainer, value: Any) -> list[Any]:
-    """Each rank's value, by rank, on all of them."""
-    values: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(values, value)
-    return values
+def _say(text: str) -> None:
+    print(f"megalit: {text}", file=sys.stderr, flush=True)
 
 
 def _load_instead(trainer: lightning.Trainer, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""``megalit fit`` whose ranks wait a second for what others have written; started by test_ranks_agree.py.
+"""``megalit fit`` whose ranks wait PATIENCE seconds for what others have written; started by test_ranks_agree.py.
 
 python impatient_fit.py ARGUMENTS
 
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from megalit import cli
-from megalit.callbacks import checkpoint
 from megalit.cli.run_folder import RunFolder
+from megalit.evaluation import shared_folder
 
 
 def show_late(looks: int) -> None:
@@ -28,7 +28,7 @@ def show_late(looks: int) -> None:
 
 
 if __name__ == "__main__":
-    checkpoint._PATIENCE = 1.0
+    shared_folder.PATIENCE = float(os.environ["PATIENCE"])
     if os.environ["RANK"] == os.environ.get("LATE"):
         show_late(int(os.environ["LOOKS"]))
     cli.main(sys.argv[1:])
