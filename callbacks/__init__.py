@@ -1,6 +1,7 @@
 """Lightning callbacks. They know nothing of each other; each is usable with any Trainer."""
 
-from megalit.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from megalit.callbacks.checkpoint import Checkpoint
+from megalit.callbacks.checkpoint_io import AtomicCheckpointIO
 from megalit.callbacks.ensemble import Ensemble
 from megalit.callbacks.preemption import Preemption
 from megalit.callbacks.progress import Progress

@@ -1,87 +1,29 @@
 """Checkpoints that exist whole or not at all, by step and by time."""
 
+import errno
 import shutil
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import checkpoint_folder, newest_checkpoint, read_checkpoint
-from megalit.files import publish, write_atomic
+from megalit.evaluation.checkpoints import checkpoint_folder, newest_checkpoint
+from megalit.evaluation.shared_folder import check_shards, newest_of_all
+from megalit.files import publish
+from megalit.modeling.optimizer_states import by_name, by_position
 
 # How often ranks agree on the clock; one small broadcast each time.
 _CLOCK_STEPS = 20
 
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary name, flushes it to the disk and renames it; reads sharded ones too."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        try:
-            write_atomic(Path(path), lambda file: torch.save(checkpoint, file))
-        except RuntimeError as error:
-            # torch's writer covers what the disk said with an error of its own.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from error
-            raise
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read a checkpoint; one that was written in shards is put together, so that any strategy goes on with it."""
-        if Path(path).is_dir():
-            return read_checkpoint(Path(path))
-        checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location or _cpu, weights_only)
-        return checkpoint
-
-
-def _cpu(storage: Any, location: str) -> Any:
-    return storage
-
-
-def _by_name(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """An optimizer's state by parameter name, from one by parameter number."""
-    return {
-        "state": {names[number]: value for number, value in state["state"].items()},
-        "param_groups": [
-            {**group, "params": [names[number] for number in group["params"]]} for group in state["param_groups"]
-        ],
-    }
-
-
-def _numbered(
-    trainer: lightning.Trainer, model: lightning.LightningModule, optimizer: torch.optim.Optimizer
-) -> list[str]:
-    """Names of the parameters in the order in which an optimizer's state counts them.
-
-    Torch's optimizers count them by their groups, Lightning's sharded strategy by the model, where it gathers them.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        return list(names.values())
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _by_position(state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state by parameter number, as torch's optimizers have it, from one by parameter name."""
-    names = [name for group in state["param_groups"] for name in group["params"]]
-    number = {name: place for place, name in enumerate(names)}
-    return {
-        "state": {number[name]: value for name, value in state["state"].items()},
-        "param_groups": [
-            {**group, "params": [number[name] for name in group["params"]]} for group in state["param_groups"]
-        ],
-    }
-
-
-def _has(state: dict[str, Any], kind: type) -> bool:
-    """Whether a state's parameters go by numbers (``int``) or names (``str``)."""
-    return any(isinstance(key, kind) for group in state.get("param_groups", ()) for key in group["params"])
+# What may pass while a run goes on, and how often in a row a run goes on without having been saved.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_TRIES = 3
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -94,6 +36,8 @@ class Checkpoint(callbacks.Checkpoint):
         every_n_steps: save after so many optimizer steps; null leaves it to the clock.
         every_minutes: save when so long has passed since the last one; null leaves it to the steps.
         keep: the newest checkpoints that stay.
+        keep_every_n_steps: save after so many optimizer steps, too, and let those checkpoints stay, as a way back from
+            a loss that rises. They take their room on the disk for good, so there are none unless they are asked for.
 
     Attributes:
         continues: what this rank goes on from; None is the beginning.
@@ -102,18 +46,28 @@ class Checkpoint(callbacks.Checkpoint):
         UserError: no checkpoint would ever be kept.
     """
 
-    def __init__(self, every_n_steps: int | None = None, every_minutes: float | None = 10.0, keep: int = 2) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = 10.0,
+        keep: int = 2,
+        keep_every_n_steps: int | None = None,
+    ) -> None:
         if keep < 1:
             raise UserError(f"checkpoint.keep is {keep}: keep at least 1")
-        if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps is {every_n_steps}: choose at least 1, or null")
+        for name, steps in (("every_n_steps", every_n_steps), ("keep_every_n_steps", keep_every_n_steps)):
+            if steps is not None and steps < 1:
+                raise UserError(f"checkpoint.{name} is {steps}: choose at least 1, or null")
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self.keep = keep
+        self.keep_every_n_steps = keep_every_n_steps
         self.continues: Path | None = None
         self._saved_at = time.monotonic()
         self._saved_step = -1
         self._waiting = False
+        self._must = False
+        self._unsaved = 0
 
     @staticmethod
     def folder(run: Path) -> Path:
@@ -137,21 +91,19 @@ class Checkpoint(callbacks.Checkpoint):
             folder.rmdir()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Have all ranks agree on where they go on, before any of them reads it.
+        """Have all ranks go on from one checkpoint: weights of two states would be averaged all the same.
 
         Raises:
-            UserError: a node sees other checkpoints than the others; their weights would be averaged all the same.
+            UserError: the run's folder is not shared by all nodes, or shows the checkpoint to one of them too late.
         """
         if stage != "fit" or trainer.world_size == 1:
             return
-        found: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(found, self.continues.name if self.continues else "the beginning")
-        if len(set(found)) > 1:
-            others = next(rank for rank, name in enumerate(found) if name != found[0])
-            raise UserError(
-                f"rank 0 would go on from {found[0]} and rank {others} from {found[others]}: the run's folder must be "
-                "shared by all nodes; where it is, a file system may show it late, so give the command again"
-            )
+        newest = newest_of_all(Path(trainer.default_root_dir), self.continues)
+        if newest is not None and newest != self.continues:
+            self.continues = newest
+            _load_instead(trainer, newest)
+            if trainer.is_global_zero:
+                _say(f"continuing from {newest}, which showed late")
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -163,15 +115,21 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         step = trainer.global_step
-        by_step = self.every_n_steps is not None and step % self.every_n_steps == 0
+        by_step = any(every and step % every == 0 for every in (self.every_n_steps, self.keep_every_n_steps))
         if by_step or self._clock_says_so(trainer, step):
-            self.save(trainer)
+            self._save_in_order(trainer)
 
     def save(self, trainer: lightning.Trainer) -> None:
-        """Save the step that has just ended: now, or behind the validation that follows it.
+        """Save the step that has just ended, because the run is to stop: now, or behind the validation that follows it.
 
-        A run that dies in a validation would skip it if the checkpoint stood before it.
+        Raises:
+            OSError: it cannot be written, be it only because the disk is full.
         """
+        self._must = True
+        self._save_in_order(trainer)
+
+    def _save_in_order(self, trainer: lightning.Trainer) -> None:
+        # A run that dies in a validation would skip it if the checkpoint stood before it.
         self._waiting = _validates_now(trainer)
         if not self._waiting and trainer.global_step != self._saved_step:
             self._save(trainer)
@@ -184,6 +142,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # Not when training ends: callbacks that average weights have put the average into the model by then.
         if trainer.global_step != self._saved_step:
+            self._must = True
             self._save(trainer)
 
     def on_save_checkpoint(
@@ -194,15 +153,14 @@ class Checkpoint(callbacks.Checkpoint):
             # Lightning counts an epoch that was stopped early as completed, and would not go on with it.
             loop["epoch_progress"]["current"].update(processed=0, completed=0)
         checkpoint["optimizer_states"] = [
-            _by_name(state, _numbered(trainer, pl_module, optimizer)) if _has(state, int) else state
+            by_name(state, trainer, pl_module, optimizer)
             for optimizer, state in zip(trainer.optimizers, checkpoint.get("optimizer_states", []), strict=True)
         ]
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        states = checkpoint.get("optimizer_states", [])
-        checkpoint["optimizer_states"] = [_by_position(state) if _has(state, str) else state for state in states]
+        checkpoint["optimizer_states"] = [by_position(state) for state in checkpoint.get("optimizer_states", [])]
 
     @staticmethod
     def _is_over(trainer: lightning.Trainer) -> bool:
@@ -216,29 +174,80 @@ class Checkpoint(callbacks.Checkpoint):
         return bool(trainer.strategy.broadcast(due)) if trainer.world_size > 1 else due
 
     def _save(self, trainer: lightning.Trainer) -> None:
+        """Save now. A run that need not stop goes on where the disk is full: its state is good, and space may be freed.
+
+        Raises:
+            OSError: it cannot be written; of a full disk, where this must be saved or for the third time in a row.
+        """
         folder = self.folder(Path(trainer.default_root_dir))
         target = folder / f"step-{trainer.global_step:09d}.ckpt"
-        sharded = isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint
-        if sharded:
-            self._save_shards(trainer, target)
-        else:
-            trainer.save_checkpoint(target, weights_only=False)
+        full = self._write(trainer, target)
         self._saved_at = time.monotonic()
+        self._unsaved = self._unsaved + 1 if full else 0
+        if full is not None:
+            if self._must or self._unsaved == _TRIES:
+                raise full
+            if trainer.is_global_zero:
+                step, why = trainer.global_step, full.strerror
+                _say(f"step {step:,} is not saved ({why}): free space; the run goes on and tries again at the next one")
+            return
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             earlier = sorted(path for path in folder.glob("step-*.ckpt") if path.name <= target.name)
+            earlier = [path for path in earlier if not self._stays(path)]
             for old in earlier[: -self.keep]:
                 _remove(old)
 
+    def _write(self, trainer: lightning.Trainer, target: Path) -> OSError | None:
+        """Write a checkpoint; on all ranks, what the rank that writes says where there is no room for it."""
+        if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint:
+            self._save_shards(trainer, target)
+            return None
+        full = None
+        try:
+            trainer.save_checkpoint(target, weights_only=False)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            full = error
+            # Where Lightning has the others wait until the checkpoint is written.
+            trainer.strategy.barrier()
+        return trainer.strategy.broadcast(full)
+
+    def _stays(self, checkpoint: Path) -> bool:
+        step = checkpoint.stem.removeprefix("step-")
+        return self.keep_every_n_steps is not None and step.isdecimal() and int(step) % self.keep_every_n_steps == 0
+
     @staticmethod
     def _save_shards(trainer: lightning.Trainer, target: Path) -> None:
-        """Every rank writes its part into a hidden folder, which gets its name when all are on the disk."""
+        """Every rank writes its part into a hidden folder, which gets its name when all are on the disk.
+
+        Raises:
+            UserError: a part is missing; the checkpoints that are there stay.
+        """
         hidden = target.with_name(f".{target.name}.writing")
         trainer.save_checkpoint(hidden, weights_only=False)
         trainer.strategy.barrier()
+        check_shards(hidden)
         if trainer.is_global_zero:
             publish(hidden, target)
         trainer.strategy.barrier()
+
+
+def _say(text: str) -> None:
+    print(f"megalit: {text}", file=sys.stderr, flush=True)
+
+
+def _load_instead(trainer: lightning.Trainer, checkpoint: Path) -> None:
+    """Have Lightning go on from this checkpoint, whatever it was told before."""
+    connector: Any = trainer._checkpoint_connector
+    load = connector.resume_start
+
+    def resume_start(_: Path | None = None, weights_only: bool | None = None) -> None:
+        connector.resume_start = load  # for what comes behind this training
+        load(checkpoint, weights_only)
+
+    connector.resume_start = resume_start
 
 
 def _validates_now(trainer: lightning.Trainer) -> bool:

@@ -1,5 +1,6 @@
 """Stopping a run that is told to: saved at the end of a step, and back in SLURM's queue."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -10,6 +11,9 @@ from lightning.pytorch import callbacks
 
 from megalit.errors import UserError
 from megalit.preemption import STOP, Preempted, requeue_job, say_stopped
+
+# Seconds of a step from which on ranks agree at each: four long steps may take as long as is left after a signal.
+_LONG_STEP = 5.0
 
 Signal = Literal["SIGUSR1", "SIGUSR2", "SIGTERM", "SIGHUP", "SIGXCPU"]
 
@@ -38,7 +42,8 @@ class Preemption(callbacks.Checkpoint):
 
     Args:
         signals: which ask the run to stop.
-        every_n_steps: optimizer steps between two agreements of the ranks, each a small all-reduce. Agreement, a
+        every_n_steps: optimizer steps between two agreements of the ranks, each a small all-reduce that waits for the
+            device. One process alone looks at each step, and so do ranks whose steps are long (5 s). A step, a
             validation and a checkpoint have to fit between the signal and the end that it announces.
         requeue: put the SLURM job back into the queue.
 
@@ -56,6 +61,9 @@ class Preemption(callbacks.Checkpoint):
         self.requeue = requeue
         self.requeue_job: Callable[[], bool] = requeue_job
         self._stopping = False
+        # Until it is known how long a step takes.
+        self._long_steps = True
+        self._step_began = time.monotonic()
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if not any(isinstance(callback, SavesSteps) for callback in trainer.checkpoint_callbacks):
@@ -68,11 +76,16 @@ class Preemption(callbacks.Checkpoint):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # Should another Lightning register its handlers in another way, ours are still the last.
         STOP.install(self.signals)
-        if self._agreed(trainer):
+        if self._agreed(trainer, _LONG_STEP):
             self._leave(trainer)
+        self._step_began = time.monotonic()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every_n_steps == 0 and self._agreed(trainer):
+        # From the end of the step before: with a validation or checkpoint between, the next agreement is early.
+        now = time.monotonic()
+        seconds, self._step_began = now - self._step_began, now
+        is_due = trainer.world_size == 1 or self._long_steps or trainer.global_step % self.every_n_steps == 0
+        if is_due and self._agreed(trainer, seconds):
             self._stopping = True
             for callback in trainer.checkpoint_callbacks:
                 if isinstance(callback, SavesSteps):
@@ -84,14 +97,22 @@ class Preemption(callbacks.Checkpoint):
         if self._stopping:
             self._leave(trainer)
 
-    @staticmethod
-    def _agreed(trainer: lightning.Trainer) -> bool:
+    def _agreed(self, trainer: lightning.Trainer, seconds: float) -> bool:
+        """Whether any rank was told to stop; and have all ranks know whether steps are long, by the longest of theirs.
+
+        Args:
+            trainer: of this rank.
+            seconds: that a step takes here.
+        """
         told = STOP.received is not None
         if trainer.world_size == 1:
             return told
-        flag = torch.tensor(float(told), device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-        return bool(flag)
+        # Together, as either alone: they decide alike when to agree next, or they would wait for each other.
+        state = torch.tensor([float(told), seconds], device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
+        any_told, longest = state.tolist()
+        self._long_steps = longest >= _LONG_STEP
+        return bool(any_told)
 
     def _leave(self, trainer: lightning.Trainer) -> None:
         for logger in trainer.loggers:

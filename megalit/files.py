@@ -13,7 +13,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -127,6 +128,20 @@ def lock(
         yield
     finally:
         guard.release()
+
+
+def first_unseen(paths: Iterable[Path], patience: float) -> Path | None:
+    """The first of ``paths`` that does not show up within ``patience`` seconds, or None.
+
+    A shared file system may show late what another machine has written.
+    """
+    deadline = time.monotonic() + patience
+    waited_for = list(paths)
+    while True:
+        unseen = next((path for path in waited_for if not path.exists()), None)
+        if unseen is None or time.monotonic() > deadline:
+            return unseen
+        time.sleep(0.1)
 
 
 def visible(folder: Path) -> list[str]:

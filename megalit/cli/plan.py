@@ -84,7 +84,7 @@ def predict(cli: TrainingCLI) -> Prediction:
         step=own,
         memory={(step.micro_batch, step.checkpointing): step_memory(model, step) for step in _others(own)},
         time=_time(config, flops, devices, on_gpu),
-        disk=Disk(data=sizes, checkpoint=_checkpoint(model, own), kept=config.checkpoint.keep),
+        disk=Disk(data=sizes, checkpoint=_checkpoint(model, own), kept=_kept(config.checkpoint, plan.steps)),
         device_memory=memory,
     )
 
@@ -162,6 +162,12 @@ def _time(config: Any, flops: float, devices: int, on_gpu: bool) -> Time | None:
     if peak is None:
         return None
     return Time(config.gpu, devices, config.mfu, flops / (peak * config.mfu) / 3600)
+
+
+def _kept(checkpoint: Any, steps: int) -> int:
+    """How many checkpoints a run of so many steps leaves."""
+    for_good = steps // checkpoint.keep_every_n_steps if checkpoint.keep_every_n_steps else 0
+    return int(checkpoint.keep + for_good)
 
 
 def _checkpoint(model: Any, step: Step) -> int:

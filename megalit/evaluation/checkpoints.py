@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from megalit.errors import UserError
 from megalit.modeling import hugging_face
@@ -41,6 +42,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     names = sorted(key for key in state if key.startswith("optimizer_"))
     state["optimizer_states"] = [state.pop(name) for name in names]
     return state
+
+
+def shards(checkpoint: Path) -> list[Path]:
+    """The files of tensors that a sharded checkpoint consists of, by its own account."""
+    metadata = FileSystemReader(checkpoint).read_metadata()
+    return sorted({checkpoint / place.relative_path for place in metadata.storage_data.values()})
 
 
 def find_checkpoint(path: Path) -> Path:

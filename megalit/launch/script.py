@@ -41,7 +41,7 @@ class SlurmSettings:
         constraint: features that nodes must have.
         gres: other generic resources of each node, such as gpu:h100:4.
         signal: sent before the time limit: `fit` saves and goes back into the queue.
-        signal_seconds: how long before; it has to be enough for a validation and a checkpoint.
+        signal_seconds: how long before; it has to be enough for a step, a validation and a checkpoint.
         requeue: put a job that was stopped before it was done back into the queue.
         options: further options of sbatch by their long names, such as {exclude: node7, exclusive: null}.
         environment: variables for the program.

@@ -1,5 +1,5 @@
 """Fixtures of the callbacks' tests."""
 
-from running import run, small
+from running import run, small, stopped
 
-__all__ = ["run", "small"]
+__all__ = ["run", "small", "stopped"]

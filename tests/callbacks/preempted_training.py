@@ -19,6 +19,7 @@ import lightning
 import torch
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Preemption
+from megalit.callbacks import preemption as preempting
 from megalit.modeling.language_model import LanguageModel
 from megalit.preemption import STOP, Preempted
 from megalit.streams import StitchedStream
@@ -30,7 +31,8 @@ RANK = int(os.environ["RANK"])
 
 @dataclass(frozen=True)
 class Case:
-    """When which ranks signal themselves; ``group`` signals the loader processes, too."""
+    """When which ranks signal themselves; ``group`` signals the loader processes, too, and with ``long`` the steps of
+    one rank take long by its clock."""
 
     hook: str
     step: int
@@ -38,6 +40,7 @@ class Case:
     number: signal.Signals = USR1
     again: bool = False
     group: bool = False
+    long: bool = False
 
 
 CASES = {
@@ -45,6 +48,7 @@ CASES = {
     "one_rank": Case("on_train_batch_end", 6, ranks=(1,)),
     "sigterm": Case("on_train_batch_end", 6, number=TERM),
     "between_agreements": Case("on_train_batch_end", 5, ranks=(0,)),
+    "long_steps": Case("on_train_batch_end", 5, ranks=(0,), long=True),
     "loader_processes": Case("on_train_batch_end", 6, number=TERM, group=True),
     "second_signal": Case("on_train_batch_end", 6, again=True),
     "in_backward": Case("on_after_backward", 6, ranks=(1,)),
@@ -91,6 +95,17 @@ class Moments(lightning.Callback):
         self.note(f"validation {trainer.global_step}")
 
 
+class Clock:
+    """Stands still, or goes on by a minute whenever it is looked at; so no step is long because a machine is busy."""
+
+    def __init__(self, runs: bool) -> None:
+        self.runs, self.seconds = runs, 0.0
+
+    def monotonic(self) -> float:
+        self.seconds += 60.0 * self.runs
+        return self.seconds
+
+
 class SignalledIO(AtomicCheckpointIO):
     """Is told to stop again while it writes."""
 
@@ -102,6 +117,7 @@ class SignalledIO(AtomicCheckpointIO):
 
 def fit(stores: str, folder: Path, case: Case, requeue: Callable[[], bool]) -> int:
     """Train until the end or the signal; give the exit code."""
+    preempting.time = Clock(case.long and RANK == 1)  # type: ignore[assignment]
     preemption = Preemption(every_n_steps=2)
     preemption.requeue_job = requeue
     trainer = lightning.Trainer(

@@ -24,11 +24,13 @@ from megalit.errors import UserError
 from megalit.preemption import STOP, STOPPED, Preempted
 
 SCRIPT = Path(__file__).with_name("preempted_training.py")
-# The step at which each case stops; at a validation's step the checkpoint stands behind it. Agreement is every 2 steps.
+# The step at which each case stops; at a validation's step the checkpoint stands behind it. Agreement is every 2 steps,
+# and at each where one rank's steps take long.
 STOPS = {
     "one_rank": 6,
     "sigterm": 6,
     "between_agreements": 6,
+    "long_steps": 5,
     "loader_processes": 6,
     "second_signal": 6,
     "in_backward": 8,

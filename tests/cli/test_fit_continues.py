@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from data_sets import DataSet
-from forks import fork, ranks
+from forks import fork
 from running import Run, losses, start, start_interpreter, wait_for_checkpoint
 
 from megalit import files
@@ -51,23 +51,6 @@ def test_a_killed_run_continues_to_bit_identical_weights(run: Run, small: Path, 
         assert torch.equal(killed["state_dict"][name], value), name
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert read_record(tmp_path / "killed").losses == read_record(tmp_path / "whole").losses
-
-
-def test_nodes_that_see_other_checkpoints_do_not_train_together(stopped: Path, small: Path, tmp_path: Path) -> None:
-    """A folder that is not shared, or that a file system shows late: weights of two states would be averaged."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    parts = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    config = str(small)
-    places = (stopped.parent, elsewhere)
-    processes = [
-        start("fit", "--config", config, *parts, folder=place, **rank)
-        for place, rank in zip(places, ranks(2), strict=True)
-    ]
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], said
-    for text in said:
-        assert "rank 0 would go on from step-000000012.ckpt and rank 1 from the beginning: the run's folder" in text
 
 
 def test_the_final_loss_is_that_of_the_whole_suite(run: Run, small: Path) -> None:

@@ -36,7 +36,9 @@ def test_stopped_at_its_first_moment_and_at_work_it_ends_as_if_undisturbed(small
     assert "megalit: stopped by SIGUSR1: the same command continues" in stop(first, signal.SIGUSR1)
     assert not (tmp_path / "run").exists()
 
-    process = start(*command, "--checkpoint.every_n_steps", "1", folder=tmp_path)
+    # Alone it asks nobody, so it looks at each step.
+    flags = ("--checkpoint.every_n_steps", "1", "--preemption.every_n_steps", "100000")
+    process = start(*command, *flags, folder=tmp_path)
     wait_for_checkpoint(process, tmp_path / "run")
     errors = stop(process, signal.SIGTERM)
     assert "megalit: stopped by SIGTERM at step" in errors
