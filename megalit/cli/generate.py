@@ -59,7 +59,7 @@ class GenerateCommand:
         total_tokens: samples are drawn until they have so many tokens, instead of a number of them.
         sampling: how completions are drawn.
         cleaning: what is taken off completions, and which generations are kept.
-        attempts: tries that a generation has before it is given up.
+        attempts: tries that each request of a generation has before the generation is given up.
         shard: `i/n` makes the generations of every n-th document only, from number i on, for job arrays.
         redo: make again what was made with other settings of sampling or cleaning.
         retry_refused: try again what the model refused for its length or by a filter, once it is served otherwise.

@@ -54,10 +54,10 @@ class Accepted:
         index: its number among the document's generations.
         text: of the generation.
         offset: character offset in the document, of a thought.
-        attempt: which one succeeded, from 0.
+        attempt: which one succeeded, from 0; of several requests', the highest.
         seed: of the run.
         settings: fingerprint of sampling and cleaning settings; a :class:`Settings` record holds them.
-        prompt_tokens, tokens: that this attempt read and wrote.
+        prompt_tokens, tokens: read and written for the completions that it consists of, and for reviews of them.
     """
 
     of: str
@@ -75,7 +75,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Declined:
-    """An attempt that gave nothing; ``final`` says that another one would not either."""
+    """An attempt that gave nothing, at one request or more; ``final`` says that another one would not either."""
 
     of: str
     index: int

@@ -9,7 +9,7 @@ class Ledger:
     """The state of every generation that a journal knows of.
 
     Args:
-        attempts: so many tries a generation has.
+        attempts: so many tries each request of a generation has.
         settings: fingerprint of the settings of now: attempts that were declined under others count no more.
         redo: generations that were made with other settings count as not made.
         only: remember these identities alone; None for all.
