@@ -10,11 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from megalit.corpus import tables
 from megalit.corpus.tables import TRAIN, Corpus, TableWriter
-from megalit.errors import UserError
 from megalit.files import lock, read_json, remove_leftovers, write_atomic, write_json
 from megalit.synthesis.items import Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Place, Settings
@@ -57,6 +55,13 @@ class Compacted:
     refused: int = 0
 
 
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a generation folder's table; empty where none is finished."""
+    path = folder / MANIFEST
+    manifest: dict[str, Any] = read_json(path) if path.exists() else {}
+    return manifest
+
+
 def compact(
     work: Work, corpus: Corpus | None, folder: Path, progress: Callable[[int], None] = lambda rows: None
 ) -> Compacted:
@@ -80,45 +85,11 @@ def compact(
         # A table is as large as all its texts, so what killed processes wrote of one may fill the disk.
         for name in (TABLE, MANIFEST):
             remove_leftovers(folder / name)
-        written = _manifest(folder)
+        written = manifest_of(folder)
         if not work.redo and written.get("identities") == identities.hexdigest()[:16]:
             return Compacted(written["rows"], given_up, 0, index.declined, refused)
         rows = _write(work, corpus, folder, index, identities.hexdigest()[:16], given_up, progress)
     return Compacted(rows, given_up, 0, index.declined, refused)
-
-
-def check_not_fewer(work: Work, folder: Path) -> None:
-    """Refuse to take generations out of a finished table, which stores and runs may go back to.
-
-    Raises:
-        UserError: it holds more than is asked for.
-    """
-    held = _manifest(folder)
-    if not held:
-        return
-    if work.recipe.kind != "samples":
-        if len(work.recipe.indices(held["count"])) > len(work.recipe.indices(work.count)):
-            raise UserError(
-                f"{folder} holds {held['count']} generations of each document, and {work.count} are asked for: give "
-                f"--generations {held['count']} or more, or another output (training takes fewer by data.generations)"
-            )
-        return
-    table = pq.read_table(folder / TABLE, columns=["generation", "tokens"])
-    made, tokens = (table[name].to_numpy() for name in ("generation", "tokens"))
-    if work.total_tokens is None:
-        number = int(made[-1]) + 1 if len(made) else 0
-        if number > work.count:
-            raise UserError(
-                f"{folder} holds {number:,} samples, and {work.count:,} are asked for: give --generations {number} or "
-                "more, or another output"
-            )
-        return
-    needed = int(np.maximum(1, tokens[:-1]).sum()) + 1  # that the last sample is still wanted
-    if needed > work.total_tokens:
-        raise UserError(
-            f"{folder} holds samples of {needed:,} tokens, and {work.total_tokens:,} are asked for: give "
-            f"--total_tokens {needed} or more, or another output"
-        )
 
 
 def _write(
@@ -166,12 +137,6 @@ def _write(
         },
     )
     return rows
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    manifest: dict[str, Any] = read_json(path) if path.exists() else {}
-    return manifest
 
 
 def _row(work: Work, item: Item, record: Accepted) -> dict[str, Any]:
