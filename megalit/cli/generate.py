@@ -195,6 +195,8 @@ def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> 
         generator = Generator(work, corpus, output / "journal", shard, progress)
         counts = generator.counts
         is_at_work = generator.has_work()
+        for line in generator.made_otherwise():
+            console.print(line)
         if not is_at_work:
             status.settle(counts)
             return False

@@ -18,6 +18,7 @@ from megalit.synthesis.attempt import Trial
 from megalit.synthesis.items import Generated, Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Settings
 from megalit.synthesis.samples import all_ended, ended, samples_to_begin
+from megalit.synthesis.settings import made_otherwise
 from megalit.synthesis.work import Counts, Shard, Work, document_items, sources
 
 # How often what other processes have written is looked at, in seconds, and for what share of the time at most: all
@@ -94,6 +95,10 @@ class Generator:
             self.counts.before = sum(mine)
             self._to_do = self._more_samples()
         return self._to_do is not None
+
+    def made_otherwise(self) -> list[str]:
+        """What to tell of generations that are there and were made with other settings."""
+        return made_otherwise(self._ledger, self._work.settings)
 
     def _more_samples(self) -> Iterator[Item] | None:
         """What is to be made next of samples up to a number of tokens; None if it is nothing, or others' part."""
@@ -225,7 +230,7 @@ class Generator:
             raise UserError(
                 f"{self._in_vain} samples in a row were given up ({reasons}): look at cleaning and sampling"
             )
-        if not self._ledger.has_accepted and self._rejected >= _ALL_REJECTED:
+        if not self._ledger.accepted and self._rejected >= _ALL_REJECTED:
             raise UserError(
                 f"all of the first {self._rejected:,} generations were given up ({reasons}): look at cleaning, "
                 "sampling and recipe"

@@ -1,4 +1,4 @@
-"""``megalit generate`` on a finished folder with another corpus."""
+"""``megalit generate`` on a finished folder with another corpus, and with other settings."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -120,3 +120,30 @@ def test_documents_that_are_held_out_now_leave_and_are_said(
     said = f"leave the table, and the journal keeps them: {out} of documents that divided holds out\n"
     assert said in capsys.readouterr().err
     assert made_of() == training
+
+
+def test_other_settings_are_told_before_anything_is_made(
+    finished: bytes, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cooler = [*GENERATE, "--sampling.temperature", "0.3", "--cleaning.min_words", "4"]
+    told = (
+        "20 of 20 generations were made with other settings (sampling.temperature 1.0, now 0.3; cleaning.min_words 5, "
+        "now 4): they stay; --redo makes them again\n"
+    )
+    assert run(*GENERATE) == 0
+    assert "other settings" not in capsys.readouterr().err
+    assert run(*cooler) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert "is finished" in said
+    assert Path("out/generations.parquet").read_bytes() == finished
+    # Before the time of a GPU is spent on it.
+    assert run(*cooler, "--generations", "3") == 0
+    assert capsys.readouterr().err.startswith(told + "loading scripted")
+    assert run(*cooler, "--generations", "3") == 0
+    assert capsys.readouterr().err.startswith(told.replace("20 of 20", "20 of 30"))
+    assert run(*cooler, "--generations", "3", "--redo") == 0
+    assert "other settings" not in capsys.readouterr().err
+    # What was made again is there twice, and that of the settings of now stands.
+    assert run(*cooler, "--generations", "3") == 0
+    assert "other settings" not in capsys.readouterr().err
