@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from megalit.synthesis.work import Work, document_items, sources
 TABLE = "generations.parquet"
 MANIFEST = "manifest.json"
 
-# A place as one number: a million segments, of 4 TB each.
-_SEGMENT_BITS, _OFFSET_BITS = 20, 42
+# A place as one number: a million segments, of 2 TB each. What comes before others stands above it.
+_SEGMENT_BITS, _OFFSET_BITS = 20, 41
 
 # Beside the columns of the corpus' own tables: what a row was made with.
 ORIGIN = [
@@ -70,7 +70,7 @@ def compact(
     What it writes depends on the generations alone, not on who made them when.
     """
     journal = Journal(folder / "journal")
-    index = _Index(work, journal)
+    index = _Index(work, journal, set(manifest_of(folder).get("settings", {})))
     missing = given_up = refused = 0
     identities = hashlib.sha256()
     for item, state in _states(work, corpus, index):
@@ -182,12 +182,15 @@ class _Index:
 
     Generations are a few hundred bytes each in Python's dictionaries, and 24 in arrays.
 
+    Args:
+        standing: fingerprints of the settings that the finished table was made with.
+
     Attributes:
         settings: by fingerprint.
         declined: attempts of any time, by reason.
     """
 
-    def __init__(self, work: Work, journal: Journal) -> None:
+    def __init__(self, work: Work, journal: Journal, standing: Set[str]) -> None:
         self.journal = journal
         self._ledger: Ledger = work.ledger()
         self.settings: dict[str, dict[str, Any]] = {}
@@ -202,11 +205,12 @@ class _Index:
                 self._ledger.add([(place, record)])
             elif isinstance(record, Accepted) and self._ledger.counts(record):
                 keys += bytes.fromhex(record.of)
-                # Of two, one that was made with the settings of now, then the earlier one.
-                is_other = record.settings != work.fingerprint
+                # Of two, one that was made with the settings of now, then one that stands in the table, which --redo
+                # may have put there in place of an earlier one, then the earlier one.
+                rank = 0 if record.settings == work.fingerprint else 1 if record.settings in standing else 2
                 segment = segments.setdefault(place.segment, len(segments))
                 assert segment < 1 << _SEGMENT_BITS
-                places.append((is_other << _SEGMENT_BITS | segment) << _OFFSET_BITS | place.offset)
+                places.append((rank << _SEGMENT_BITS | segment) << _OFFSET_BITS | place.offset)
         self.declined = dict(sorted(Counter(attempts.values()).items()))
         self._segments = list(segments)
         found = np.frombuffer(keys, dtype="S16")

@@ -74,10 +74,10 @@ class Ledger:
 
     def accept(self, record: Accepted) -> None:
         key = bytes.fromhex(record.of)
-        # Of one that was made twice, that of the settings of now stands, as in the table.
+        # Of one that was made twice, that of the settings of now stands, or the one that --redo made later.
         if record.settings == self._settings:
             self._otherwise.pop(key, None)
-        elif key not in self._accepted:
+        elif key not in self._accepted or key in self._otherwise:
             self._otherwise[key] = sys.intern(record.settings)
         self._accepted.add(key)
         self._tries.pop(key, None)

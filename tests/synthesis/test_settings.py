@@ -34,7 +34,7 @@ def test_generations_are_counted_once_and_by_settings() -> None:
         accepted(1, "seed 0"),
         accepted(2, "seed 1"),
         accepted(2, "seed 2"),
-        accepted(3, "seed 1"),
+        accepted(3, "seed 2"),
         accepted(4, "seed 2"),
         accepted(4, of.fingerprint),
     ]
@@ -42,5 +42,5 @@ def test_generations_are_counted_once_and_by_settings() -> None:
     for _ in range(2):  # however often they are read
         ledger.add((Place("segment", at), record) for at, record in enumerate(records))
     first, second = made_otherwise(ledger, of.settings)
-    assert first.startswith("2 of 5 generations were made with other settings (sampling.seed 1, now 9): they stay")
+    assert first.startswith("2 of 5 generations were made with other settings (sampling.seed 2, now 9): they stay")
     assert second.startswith("1 of 5 generations were made with other settings (sampling.seed 0, now 9)")
