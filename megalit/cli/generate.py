@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime
-import json
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,23 +11,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.table import Table
-
 from megalit.cli.commands import parse
 from megalit.cli.console import Step, console
+from megalit.cli.generate_status import print_status
 from megalit.corpus.tables import Corpus
 from megalit.errors import UserError
 from megalit.files import lock, read_json, visible, write_json
 from megalit.preemption import lock_patience
 from megalit.synthesis import recipes  # noqa: F401 (so that their short names are known)
 from megalit.synthesis.cleaning import Cleaning
-from megalit.synthesis.compaction import MANIFEST, Compacted, check_not_fewer, compact
+from megalit.synthesis.compaction import MANIFEST, Compacted, compact
 from megalit.synthesis.engines import Engine
+from megalit.synthesis.finished import check_documents, check_not_fewer
 from megalit.synthesis.generating import Generator
 from megalit.synthesis.items import Recipe, TokenCounter
 from megalit.synthesis.report import make_report, plot_report, report_lines
 from megalit.synthesis.requests import Sampling
-from megalit.synthesis.status import StatusFile, added_up, read_statuses
+from megalit.synthesis.status import StatusFile
 from megalit.synthesis.work import Counts, Shard, Work
 
 # What the generations in a folder are made with; another folder holds those of another recipe or model.
@@ -36,7 +35,7 @@ WORK = "generate.json"
 # So many seconds after an engine died of a signal, this process has heard it, too.
 _HEARD_AFTER = 0.5
 
-_SWITCHES = ("--status", "--redo", "--retry_refused")
+_SWITCHES = ("--status", "--redo", "--retry_refused", "--drop_absent")
 _VALUES = (["true"], ["false"], ["True"], ["False"])
 
 HELP = """
@@ -59,10 +58,11 @@ class GenerateCommand:
         total_tokens: samples are drawn until they have so many tokens, instead of a number of them.
         sampling: how completions are drawn.
         cleaning: what is taken off completions, and which generations are kept.
-        attempts: tries that a generation has before it is given up.
+        attempts: tries that each request of a generation has before the generation is given up.
         shard: `i/n` makes the generations of every n-th document only, from number i on, for job arrays.
         redo: make again what was made with other settings of sampling or cleaning.
         retry_refused: try again what the model refused for its length or by a filter, once it is served otherwise.
+        drop_absent: take out of the finished table what was made of documents that the corpus does not have (any more).
         status: say how far all shards are, and make nothing.
     """
 
@@ -78,6 +78,7 @@ class GenerateCommand:
     shard: str = "0/1"
     redo: bool = False
     retry_refused: bool = False
+    drop_absent: bool = False
     status: bool = False
 
 
@@ -87,7 +88,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     command = parse(verb, GenerateCommand, arguments, HELP)
     output = Path(command.output)
     if command.status:
-        _print_status(output)
+        print_status(output)
         return
     work = _work(command)
     shard = Shard.parse(command.shard)
@@ -100,6 +101,8 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     with lock(output / WORK):
         _same_work(made_with, output)
     check_not_fewer(work, output)
+    if corpus is not None and (said := check_documents(corpus, output, command.drop_absent)):
+        console.print(said)
     with _alone(output, shard):
         had_work = _generate(work, corpus, output, shard)
     compacted = _compact(work, corpus, output)
@@ -192,6 +195,8 @@ def _generate(work: Work, corpus: Corpus | None, output: Path, shard: Shard) -> 
         generator = Generator(work, corpus, output / "journal", shard, progress)
         counts = generator.counts
         is_at_work = generator.has_work()
+        for line in generator.made_otherwise():
+            console.print(line)
         if not is_at_work:
             status.settle(counts)
             return False
@@ -278,30 +283,3 @@ def _token_counter(engine: Engine) -> TokenCounter | None:
     except UserError:
         return None
     return engine.count_tokens if engine.counts_tokens else None
-
-
-def _print_status(output: Path) -> None:
-    statuses = read_statuses(output)
-    if not statuses:
-        raise UserError(f"{output} holds no status of a shard: start `megalit generate --output {output}` first")
-    together = added_up(statuses)
-    console.print(str(output))
-    table = Table()
-    for heading in ("shard", "state", "done", "of", "declined", "tokens", "tokens/s", "left"):
-        table.add_column(heading, justify="left" if heading in ("shard", "state") else "right")
-    started = f"{together['shards']} of {together['of']}"
-    rows = [*statuses, {**together, "shard": started, "state": f"{together['running']} running"}]
-    for value in rows:
-        left = value["seconds_left"]
-        table.add_row(
-            value["shard"],
-            value["state"],
-            f"{value['done']:,}",
-            "" if value["total"] is None else f"{value['total']:,}",
-            f"{sum(value['declined'].values()):,}",
-            f"{value['tokens']:,}",
-            f"{value['tokens_per_second']:,.0f}",
-            "" if left is None else str(datetime.timedelta(seconds=left)),
-        )
-    console.print(table)
-    print(json.dumps(together))

@@ -1,6 +1,12 @@
-"""One try at one generation: the recipe is driven to its end, and every completion is kept on the way."""
+"""One generation in the making: its recipe is driven to its end, and every completion is kept on the way.
+
+After a rejection the recipe is driven again from its beginning with the completions that are in hand, and what is asked
+for again is what was rejected: one part of a long document, and not its hundred good ones. Which completions were
+rejected follows from their texts, so a process that has another's completions comes to where that one was.
+"""
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -11,28 +17,55 @@ from megalit.synthesis.journal import REFUSED, Accepted, Completed, Declined, Jo
 from megalit.synthesis.requests import Completion, Request, request_key, request_seed
 from megalit.synthesis.work import Work
 
+# The step and chunk of a request, or what stands for the generation as a whole.
+_Part = tuple[str, int]
+_WHOLE: _Part = ("", -1)
 
-class Attempt:
-    """One try at one item.
+
+class Trial:
+    """One item, tried until a generation is accepted or a request of it has used all its attempts.
+
+    Args:
+        known: the journal's completions for it, by request key.
 
     Attributes:
-        prompt_tokens, tokens: read and written by the model for it.
-        cut: whether the limit cut the text so far, or a part of it.
+        attempt: number, from 0, of the attempt that the last run accepted or rejected; the highest of its requests'.
+        is_over: whether no further run could give another outcome.
+        prompt_tokens, tokens: read and written by the model for the completions of the last run.
+        new_prompt_tokens, new_tokens: those of them that were asked for in that run.
+        cut: whether the limit cut the text that the last run came to, or a part of it.
     """
 
-    def __init__(self, work: Work, journal: Journal, item: Item, attempt: int, known: Mapping[str, Record]) -> None:
+    def __init__(self, work: Work, journal: Journal, item: Item, known: Mapping[str, Record]) -> None:
         self._work = work
         self._journal = journal
         self._item = item
-        self._attempt = attempt
-        self._known = known
         self._identity = work.identity(item)
-        self.prompt_tokens = self.tokens = 0
+        self._completions = {key: record.completion for key, record in known.items() if isinstance(record, Completed)}
+        self._number: Counter[_Part] = Counter()  # of the attempt that each request is at
+        self._asked: set[_Part] = set()
+        self._at_fault: set[_Part] = set()
+        self.attempt = 0
+        self.is_over = False
         self.cut = False
+        self.prompt_tokens = self.tokens = self.new_prompt_tokens = self.new_tokens = 0
 
     async def run(self) -> Outcome:
-        """Drive the recipe to its end, then look at what it made."""
-        outcome = await self._drive()
+        """Drive the recipe to its end or to a rejection, and look at what it made."""
+        self._asked, self._at_fault = {_WHOLE}, set()
+        self.prompt_tokens = self.tokens = self.new_prompt_tokens = self.new_tokens = 0
+        outcome = self._judged(await self._drive())
+        # What no request alone is at fault for is all anew.
+        parts = self._at_fault or self._asked
+        self.attempt = max(self._number[part] for part in parts)
+        if isinstance(outcome, Rejected):
+            self._number.update(parts)
+            self.is_over = outcome.final or self.attempt + 1 >= self._work.attempts
+        else:
+            self.is_over = True
+        return outcome
+
+    def _judged(self, outcome: Outcome) -> Outcome:
         if isinstance(outcome, Rejected):
             return outcome
         source = self._item.source
@@ -55,7 +88,7 @@ class Attempt:
             steps.close()
 
     async def _answers(self, requests: Sequence[Request]) -> list[Completion] | Rejected:
-        """The requests' completions, cleaned."""
+        """The requests' completions, cleaned; or why one of them, at least, is to be asked for again."""
         too_long = False
         try:
             async with asyncio.TaskGroup() as together:
@@ -65,34 +98,55 @@ class Attempt:
         if too_long:
             return Rejected(REFUSED, final=True)
         # The last texts are those of the generation: a revision that is whole mends a draft that is not.
-        self.cut = False
+        self.cut = any(
+            request.is_text and task.result().finish == "length" for request, task in zip(requests, tasks, strict=True)
+        )
         completions = []
+        rejected: Rejected | None = None
         for request, task in zip(requests, tasks, strict=True):
-            self.cut |= request.is_text and task.result().finish == "length"
-            completion = answer(task.result(), request)
+            completion = self._cleaned(request, task.result())
             if isinstance(completion, Rejected):
-                return completion
-            text = self._work.cleaning.clean(completion) if request.is_text else completion.text
-            if isinstance(text, Rejected):
-                return text
-            completions.append(replace(completion, text=text))
-        return completions
+                self._at_fault.add(_part(request))
+                rejected = rejected or completion
+            else:
+                completions.append(completion)
+        return rejected or completions
+
+    def _cleaned(self, request: Request, completion: Completion) -> Completion | Rejected:
+        cleaned = answer(completion, request)
+        if isinstance(cleaned, Rejected) or not request.is_text:
+            return cleaned
+        text = self._work.cleaning.clean(cleaned)
+        return text if isinstance(text, Rejected) else replace(cleaned, text=text)
 
     async def _complete(self, request: Request) -> Completion:
-        work = self._work
-        key = request_key(request, self._attempt, work.request_settings)
-        record = self._known.get(key)
-        if isinstance(record, Completed):
-            completion = record.completion
-        else:
-            seed = request_seed(work.sampling.seed, self._identity, self._attempt, request)
-            completion = await work.engine.complete(request, work.sampling, seed)
-            # A lone surrogate, which JSON can spell, is no text.
-            text = completion.text.encode(errors="replace").decode()
-            completion = replace(completion, text=text)
-            await self._journal.append(Completed(of=self._identity, key=key, **vars(completion)))
+        part = _part(request)
+        self._asked.add(part)
+        # The first that is there: earlier versions gave all of a generation's requests a new number at a rejection.
+        numbers = range(self._number[part], self._work.attempts)
+        known = (number for number in numbers if self._key(request, number) in self._completions)
+        self._number[part] = next(known, self._number[part])
+        completion = self._completions.get(self._key(request, self._number[part]))
+        if completion is None:
+            completion = await self._ask(request, self._number[part])
+            self.new_prompt_tokens += completion.prompt_tokens
+            self.new_tokens += completion.tokens
         self.prompt_tokens += completion.prompt_tokens
         self.tokens += completion.tokens
+        return completion
+
+    def _key(self, request: Request, number: int) -> str:
+        return request_key(request, number, self._work.request_settings)
+
+    async def _ask(self, request: Request, number: int) -> Completion:
+        work = self._work
+        seed = request_seed(work.sampling.seed, self._identity, number, request)
+        completion = await work.engine.complete(request, work.sampling, seed)
+        # A lone surrogate, which JSON can spell, is no text.
+        completion = replace(completion, text=completion.text.encode(errors="replace").decode())
+        key = self._key(request, number)
+        await self._journal.append(Completed(of=self._identity, key=key, **vars(completion)))
+        self._completions[key] = completion
         return completion
 
     def accepted(self, generated: Generated) -> Accepted:
@@ -104,7 +158,7 @@ class Attempt:
             index=self._item.index,
             text=generated.text,
             offset=generated.character_offset,
-            attempt=self._attempt,
+            attempt=self.attempt,
             seed=self._work.sampling.seed,
             settings=self._work.fingerprint,
             prompt_tokens=self.prompt_tokens,
@@ -116,10 +170,14 @@ class Attempt:
         return Declined(
             of=self._identity,
             index=self._item.index,
-            attempt=self._attempt,
+            attempt=self.attempt,
             reason=rejected.reason,
             final=rejected.final,
             settings=self._work.fingerprint,
-            prompt_tokens=self.prompt_tokens,
-            tokens=self.tokens,
+            prompt_tokens=self.new_prompt_tokens,
+            tokens=self.new_tokens,
         )
+
+
+def _part(request: Request) -> _Part:
+    return request.step, request.chunk

@@ -3,18 +3,16 @@
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from megalit.corpus import tables
 from megalit.corpus.tables import TRAIN, Corpus, TableWriter
-from megalit.errors import UserError
 from megalit.files import lock, read_json, remove_leftovers, write_atomic, write_json
 from megalit.synthesis.items import Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Place, Settings
@@ -24,8 +22,8 @@ from megalit.synthesis.work import Work, document_items, sources
 TABLE = "generations.parquet"
 MANIFEST = "manifest.json"
 
-# A place as one number: a million segments, of 4 TB each.
-_SEGMENT_BITS, _OFFSET_BITS = 20, 42
+# A place as one number: a million segments, of 2 TB each. What comes before others stands above it.
+_SEGMENT_BITS, _OFFSET_BITS = 20, 41
 
 # Beside the columns of the corpus' own tables: what a row was made with.
 ORIGIN = [
@@ -58,6 +56,13 @@ class Compacted:
     refused: int = 0
 
 
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a generation folder's table; empty where none is finished."""
+    path = folder / MANIFEST
+    manifest: dict[str, Any] = read_json(path) if path.exists() else {}
+    return manifest
+
+
 def compact(
     work: Work, corpus: Corpus | None, folder: Path, progress: Callable[[int], None] = lambda rows: None
 ) -> Compacted:
@@ -66,7 +71,7 @@ def compact(
     What it writes depends on the generations alone, not on who made them when.
     """
     journal = Journal(folder / "journal")
-    index = _Index(work, journal)
+    index = _Index(work, journal, set(manifest_of(folder).get("settings", {})))
     missing = given_up = refused = 0
     identities = hashlib.sha256()
     for item, state in _states(work, corpus, index):
@@ -81,45 +86,11 @@ def compact(
         # A table is as large as all its texts, so what killed processes wrote of one may fill the disk.
         for name in (TABLE, MANIFEST):
             remove_leftovers(folder / name)
-        written = _manifest(folder)
+        written = manifest_of(folder)
         if not work.redo and written.get("identities") == identities.hexdigest()[:16]:
             return Compacted(written["rows"], given_up, 0, index.declined, refused)
         rows = _write(work, corpus, folder, index, identities.hexdigest()[:16], given_up, progress)
     return Compacted(rows, given_up, 0, index.declined, refused)
-
-
-def check_not_fewer(work: Work, folder: Path) -> None:
-    """Refuse to take generations out of a finished table, which stores and runs may go back to.
-
-    Raises:
-        UserError: it holds more than is asked for.
-    """
-    held = _manifest(folder)
-    if not held:
-        return
-    if work.recipe.kind != "samples":
-        if len(work.recipe.indices(held["count"])) > len(work.recipe.indices(work.count)):
-            raise UserError(
-                f"{folder} holds {held['count']} generations of each document, and {work.count} are asked for: give "
-                f"--generations {held['count']} or more, or another output (training takes fewer by data.generations)"
-            )
-        return
-    table = pq.read_table(folder / TABLE, columns=["generation", "tokens"])
-    made, tokens = (table[name].to_numpy() for name in ("generation", "tokens"))
-    if work.total_tokens is None:
-        number = int(made[-1]) + 1 if len(made) else 0
-        if number > work.count:
-            raise UserError(
-                f"{folder} holds {number:,} samples, and {work.count:,} are asked for: give --generations {number} or "
-                "more, or another output"
-            )
-        return
-    needed = int(np.maximum(1, tokens[:-1]).sum()) + 1  # that the last sample is still wanted
-    if needed > work.total_tokens:
-        raise UserError(
-            f"{folder} holds samples of {needed:,} tokens, and {work.total_tokens:,} are asked for: give "
-            f"--total_tokens {needed} or more, or another output"
-        )
 
 
 def _write(
@@ -169,12 +140,6 @@ def _write(
     return rows
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    manifest: dict[str, Any] = read_json(path) if path.exists() else {}
-    return manifest
-
-
 def _row(work: Work, item: Item, record: Accepted) -> dict[str, Any]:
     return {
         "document_id": record.document,
@@ -219,12 +184,15 @@ class _Index:
 
     Generations are a few hundred bytes each in Python's dictionaries, and 24 in arrays.
 
+    Args:
+        standing: fingerprints of the settings that the finished table was made with.
+
     Attributes:
         settings: by fingerprint.
         declined: attempts of any time, by reason.
     """
 
-    def __init__(self, work: Work, journal: Journal) -> None:
+    def __init__(self, work: Work, journal: Journal, standing: Set[str]) -> None:
         self.journal = journal
         self._ledger: Ledger = work.ledger()
         self.settings: dict[str, dict[str, Any]] = {}
@@ -239,11 +207,12 @@ class _Index:
                 self._ledger.add([(place, record)])
             elif isinstance(record, Accepted) and self._ledger.counts(record):
                 keys += bytes.fromhex(record.of)
-                # Of two, one that was made with the settings of now, then the earlier one.
-                is_other = record.settings != work.fingerprint
+                # Of two, one that was made with the settings of now, then one that stands in the table, which --redo
+                # may have put there in place of an earlier one, then the earlier one.
+                rank = 0 if record.settings == work.fingerprint else 1 if record.settings in standing else 2
                 segment = segments.setdefault(place.segment, len(segments))
                 assert segment < 1 << _SEGMENT_BITS
-                places.append((is_other << _SEGMENT_BITS | segment) << _OFFSET_BITS | place.offset)
+                places.append((rank << _SEGMENT_BITS | segment) << _OFFSET_BITS | place.offset)
         self.declined = dict(sorted(Counter(attempts.values()).items()))
         self._segments = list(segments)
         found = np.frombuffer(keys, dtype="S16")

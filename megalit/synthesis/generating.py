@@ -14,10 +14,11 @@ from pathlib import Path
 from megalit.corpus.tables import TRAIN, Corpus
 from megalit.errors import UserError
 from megalit.files import lock
-from megalit.synthesis.attempt import Attempt
+from megalit.synthesis.attempt import Trial
 from megalit.synthesis.items import Generated, Item
 from megalit.synthesis.journal import Accepted, Declined, Journal, Settings
 from megalit.synthesis.samples import all_ended, ended, samples_to_begin
+from megalit.synthesis.settings import made_otherwise
 from megalit.synthesis.work import Counts, Shard, Work, document_items, sources
 
 # How often what other processes have written is looked at, in seconds, and for what share of the time at most: all
@@ -94,6 +95,10 @@ class Generator:
             self.counts.before = sum(mine)
             self._to_do = self._more_samples()
         return self._to_do is not None
+
+    def made_otherwise(self) -> list[str]:
+        """What to tell of generations that are there and were made with other settings."""
+        return made_otherwise(self._ledger, self._work.settings)
 
     def _more_samples(self) -> Iterator[Item] | None:
         """What is to be made next of samples up to a number of tokens; None if it is nothing, or others' part."""
@@ -190,11 +195,12 @@ class Generator:
         work, counts = self._work, self.counts
         identity = work.identity(item)
         known = {key: self._journal.read(place) for key, place in self._ledger.completions(identity).items()}
-        for attempt in range(self._ledger.next_attempt(identity), work.attempts):
-            trial = Attempt(work, self._journal, item, attempt, known)
+        trial = Trial(work, self._journal, item, known)
+        is_final = False
+        while not trial.is_over:
             outcome = await trial.run()
-            counts.prompt_tokens += trial.prompt_tokens
-            counts.tokens += trial.tokens
+            counts.prompt_tokens += trial.new_prompt_tokens
+            counts.tokens += trial.new_tokens
             if isinstance(outcome, Generated):
                 accepted = trial.accepted(outcome)
                 await self._write(accepted)
@@ -203,18 +209,19 @@ class Generator:
                 self._in_vain = 0
                 self._progress(counts)
                 return
-            counts.declined[outcome.reason] += 1
-            declined = trial.declined(outcome)
-            await self._write(declined)
-            self._ledger.decline(declined)
+            is_final = outcome.final
+            # Once for each number: what an earlier process was told of counts no second time.
+            if is_final or trial.attempt >= self._ledger.next_attempt(identity):
+                counts.declined[outcome.reason] += 1
+                declined = trial.declined(outcome)
+                await self._write(declined)
+                self._ledger.decline(declined)
             self._progress(counts)
-            if declined.final:
-                break
         counts.given_up += 1
         self._progress(counts)
         self._in_vain += 1
         # What is refused or unfit at once costs next to nothing, and documents may be in order of their lengths.
-        self._rejected += not declined.final
+        self._rejected += not is_final
         self._stop_if_in_vain()
 
     def _stop_if_in_vain(self) -> None:
@@ -223,7 +230,7 @@ class Generator:
             raise UserError(
                 f"{self._in_vain} samples in a row were given up ({reasons}): look at cleaning and sampling"
             )
-        if not self._ledger.has_accepted and self._rejected >= _ALL_REJECTED:
+        if not self._ledger.accepted and self._rejected >= _ALL_REJECTED:
             raise UserError(
                 f"all of the first {self._rejected:,} generations were given up ({reasons}): look at cleaning, "
                 "sampling and recipe"

@@ -54,10 +54,11 @@ class Accepted:
         index: its number among the document's generations.
         text: of the generation.
         offset: character offset in the document, of a thought.
-        attempt: which one succeeded, from 0.
+        attempt: which one succeeded, from 0; of several requests', the highest.
         seed: of the run.
         settings: fingerprint of sampling and cleaning settings; a :class:`Settings` record holds them.
-        prompt_tokens, tokens: that this attempt read and wrote: thoughts, drafts and reviews, too.
+        prompt_tokens, tokens: read and written for the completions that it consists of, thoughts, drafts and reviews
+            among them.
         cut: whether the limit cut the text, or a part of it; None of a journal that does not say so.
     """
 
@@ -77,7 +78,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Declined:
-    """An attempt that gave nothing; ``final`` says that another one would not either."""
+    """An attempt that gave nothing, at one request or more; ``final`` says that another one would not either."""
 
     of: str
     index: int

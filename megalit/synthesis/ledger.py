@@ -1,6 +1,9 @@
 """What a journal says is done, begun, or still to be tried."""
 
+import sys
+from collections import Counter
 from collections.abc import Iterable, Set
+from typing import Any
 
 from megalit.synthesis.journal import Accepted, Declined, Ended, Place, Record, Settings
 
@@ -9,11 +12,16 @@ class Ledger:
     """The state of every generation that a journal knows of.
 
     Args:
-        attempts: so many tries a generation has.
+        attempts: so many tries each request of a generation has.
         settings: fingerprint of the settings of now: attempts that were declined under others count no more.
         redo: generations that were made with other settings count as not made.
         only: remember these identities alone; None for all.
         retry_refused: what the model refused so far counts as not tried.
+
+    Attributes:
+        settings: that journals name, by fingerprint.
+        sample_tokens: of samples, which no document counts, tokens by index; none of those that were given up.
+        ended: the parts of samples that shards have made.
     """
 
     def __init__(
@@ -30,11 +38,12 @@ class Ledger:
         self._only = only
         self._retry_refused = retry_refused
         self._accepted: set[bytes] = set()
+        self._otherwise: dict[bytes, str] = {}
         self._tries: dict[bytes, int] = {}
         self._refused: set[bytes] = set()
         # Where they stand, not what they say: there may be millions of which none is needed.
         self._completions: dict[bytes, dict[str, Place]] = {}
-        # Of samples, which no document counts: tokens by index, none of those that were given up.
+        self.settings: dict[str, dict[str, Any]] = {}
         self.sample_tokens: dict[int, int] = {}
         self.ended: set[Ended] = set()
 
@@ -44,7 +53,10 @@ class Ledger:
             if isinstance(record, Ended):
                 self.ended.add(record)
                 continue
-            if isinstance(record, Settings) or (self._only is not None and bytes.fromhex(record.of) not in self._only):
+            if isinstance(record, Settings):
+                self.settings[record.fingerprint] = record.value
+                continue
+            if self._only is not None and bytes.fromhex(record.of) not in self._only:
                 continue
             if isinstance(record, Accepted):
                 if self.counts(record):
@@ -62,6 +74,11 @@ class Ledger:
 
     def accept(self, record: Accepted) -> None:
         key = bytes.fromhex(record.of)
+        # Of one that was made twice, that of the settings of now stands, or the one that --redo made later.
+        if record.settings == self._settings:
+            self._otherwise.pop(key, None)
+        elif key not in self._accepted or key in self._otherwise:
+            self._otherwise[key] = sys.intern(record.settings)
         self._accepted.add(key)
         self._tries.pop(key, None)
         self._completions.pop(key, None)
@@ -83,9 +100,13 @@ class Ledger:
                 self.sample_tokens.setdefault(record.index, 0)
 
     @property
-    def has_accepted(self) -> bool:
-        """Whether any generation was made so far."""
-        return bool(self._accepted)
+    def accepted(self) -> int:
+        """Generations made so far."""
+        return len(self._accepted)
+
+    def made_otherwise(self) -> Counter[str]:
+        """Generations that count and were made with other settings, by their fingerprint."""
+        return Counter(self._otherwise.values())
 
     def is_accepted(self, identity: str) -> bool:
         return bytes.fromhex(identity) in self._accepted

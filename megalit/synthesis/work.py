@@ -26,7 +26,7 @@ class Work:
         recipe, engine, sampling, cleaning: who asks, who answers, how, and what is kept.
         count: generations of each document, or samples where nothing else bounds them.
         total_tokens: samples are drawn until they have so many tokens; None for ``count`` of them.
-        attempts: tries that a generation has.
+        attempts: tries that each request of a generation has.
         redo: make again what was made with other settings.
         retry_refused: try again what the model refused.
     """

@@ -109,6 +109,17 @@ def test_redo_makes_again_what_was_made_with_other_settings(corpus: Corpus, tmp_
     assert all(row["text"] != text for row, text in zip(rows, before, strict=True))
 
 
+def test_what_was_made_again_stays_when_more_is_made_with_further_settings(corpus: Corpus, tmp_path: Path) -> None:
+    for of in (work(count=2), work(count=2, sampling=Sampling(seed=5), redo=True)):
+        run(of, corpus, tmp_path)
+        made(of, corpus, tmp_path)
+    before = [row for row in table(tmp_path) if row["generation"] < 2]
+    more = work(count=3, sampling=Sampling(seed=6))
+    run(more, corpus, tmp_path)
+    made(more, corpus, tmp_path)
+    assert [row for row in table(tmp_path) if row["generation"] < 2] == before
+
+
 @pytest.mark.parametrize("divisions", [["0/3", "1/3", "2/3"], ["1/2", "0/1"], ["3/4", "0/2", "1/5", "0/1"]])
 def test_any_division_into_shards_gives_the_same(corpus: Corpus, divisions: list[str], tmp_path: Path) -> None:
     run(work(), corpus, tmp_path / "whole")
