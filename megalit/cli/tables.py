@@ -36,7 +36,15 @@ def plan_table(plan: RunPlan, title: str = "plan") -> Group:
         f"{plan.tokens:,} tokens, {plan.synthetic_share:.1%} of them synthetic; "
         f"{plan.unique_real_tokens:,} unique real tokens"
     )
-    return with_lines(table, [said])
+    return with_lines(table, [said, *_thoughts(plan)])
+
+
+def _thoughts(plan: RunPlan) -> Iterator[str]:
+    """How many thoughts a document has, where that is less than G."""
+    for stream in plan.settings.get("streams", ()):
+        mean = stream.get("thoughts_per_document")
+        if mean is not None and mean < stream["generations"]:
+            yield f"{stream['name']}: {mean:.2f} thoughts a document on average, {stream['generations']} at most"
 
 
 def ensemble_tables(result: dict[str, Any]) -> list[Group]:

@@ -22,10 +22,10 @@ from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.related import related_order
 from megalit.streams.remote import local_stores
 from megalit.streams.run_length import Component, MixtureSettings, schedule_of, steps_of, stream_plans
-from megalit.streams.sources import TOKEN_OFFSETS
 from megalit.streams.store_set import StoreSet, names_of_sets, open_stores
 from megalit.streams.stream import Stream
 from megalit.streams.suites import suite_of
+from megalit.streams.thoughts import check_thoughts, describe_thoughts
 
 
 @dataclass(frozen=True)
@@ -194,17 +194,7 @@ class Mixture:
         opened = self._open(component.stores or self.settings.stores)
         stores = opened.stores
         if isinstance(component.ordering, LatentThoughts):
-            if stores.thoughts is None:
-                raise UserError(
-                    f"synthetic data is asked for and {stores.folder} holds no thoughts: "
-                    "tokenize a corpus whose rows have 'thoughts', or train on another stream"
-                )
-            if TOKEN_OFFSETS not in stores.thoughts.manifest.origin:
-                warnings.warn(
-                    f"{stores.thoughts.folder} was built by an earlier megalit, whose thoughts stand a token late: "
-                    "tokenize the corpus into another folder for new runs",
-                    stacklevel=2,
-                )
+            check_thoughts(stores, opened.tables, component.ordering)
         elif isinstance(component.ordering, Samples):
             if not stores.samples:
                 raise UserError(
@@ -239,13 +229,6 @@ class Mixture:
             )
         return stream
 
-    def _thoughts(self, component: Component) -> dict[str, int]:
-        """G of latent thoughts, which no setting says: split points of a document, fewer in a short one."""
-        if not isinstance(component.ordering, LatentThoughts):
-            return {}
-        tables = self._open(component.stores or self.settings.stores).tables
-        return {"generations": int(tables.thoughts.count.max(initial=0))}
-
     def _suites(self, stores: StoreSet) -> dict[str, SuiteWindows]:
         if stores.validation is None:
             return {}
@@ -265,11 +248,11 @@ class Mixture:
             "streams": [
                 {
                     **describe(component.ordering),
-                    **self._thoughts(component),
+                    **describe_thoughts(component.ordering, stream.tables),
                     **_drawn(component.ordering),
                     "shares": [str(share) for share in component.shares],
                 }
-                for component in components
+                for component, stream in zip(components, self.streams, strict=True)
             ],
             "phases": [str(phase) for phase in phases],
         }
