@@ -214,7 +214,7 @@ def _measure_suite(
 ) -> None:
     first = members[0]
     cutting = Cutting(command.context_length, command.stride, command.separate).of(first)
-    store = suite_store(name, location, first)
+    store = suite_store(name, location, members)
     whole = int(cutting.context_length or 0)
     lengths = context_lengths(whole) if command.context_lengths is None else sorted(set(command.context_lengths))
     if lengths and not 1 <= lengths[0] <= lengths[-1] <= whole:

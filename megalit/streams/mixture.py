@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
+from megalit.streams.held_out import shared_documents
 from megalit.streams.joining import MappedTables
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe
@@ -163,13 +163,11 @@ class Mixture:
         """Refuse to replay a document that the mixture's own corpus holds out: another one may not have done so."""
         if own.validation is None:
             return
-        held_out = own.validation.items(["content_hash"]).column(0).combine_chunks()
         replayed = {component.stores for component in components if not isinstance(component.ordering, Samples)}
         for folder, opened in self._opened.items():
             if opened.stores is own or folder not in replayed:
                 continue
-            parts = opened.stores.real.column_as_dictionaries("content_hash")
-            found = sum(pc.sum(pc.is_in(part.dictionary, held_out, skip_nulls=True)).as_py() or 0 for part in parts)
+            found = len(shared_documents(opened.stores.real, own.validation))
             if found:
                 raise UserError(
                     f"{folder} has {found:,} documents that {own.folder} holds out: build both with the same ids and "
