@@ -1,6 +1,7 @@
 """Models that were trained: from a run's folder, one of its checkpoints, or a folder that was exported."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,13 @@ class TrainingDocuments:
         for number, location in enumerate(self.folders):
             if number and is_remote(location):
                 continue  # the run's own stores are staged already, and to fetch others may take longer than measuring
-            folder = local_stores(location)
-            is_held_out = suite.manifest.kind == "validation" and suite.folder.resolve().parent == folder.resolve()
-            if is_held_out or not any(folder.glob("[!.]*/manifest.json")):
-                continue
-            real = open_stores(folder).real
-            if real.manifest.content_hash in self.contents:
-                found.update(shared_documents(real, suite, self.real_fraction).to_pylist())
+            with suppress(UserError):  # gone, or there in part: nothing can be said
+                folder = local_stores(location)
+                if suite.manifest.kind == "validation" and suite.folder.resolve().parent == folder.resolve():
+                    continue  # held out from these
+                real = open_stores(folder).real
+                if real.manifest.content_hash in self.contents:
+                    found.update(shared_documents(real, suite, self.real_fraction).to_pylist())
         return len(found)
 
 
