@@ -117,8 +117,8 @@ def _refuse_fewer(tables: PieceTables, places: Integers) -> None:
     raise UserError(
         f"document '{tables.name(first)}' has {tables.thoughts.count[first]} of {places[first]} thoughts, and all "
         f"documents together {tables.thoughts.size:,} of {places.sum():,}: make those that were given up "
-        "(`megalit generate` with more --attempts) and tokenize them into another folder, or set data.incomplete to "
-        f"accept ({np.count_nonzero(lacking):,} of {tables.documents:,} documents lack some)"
+        "(`megalit generate` with more --attempts, or --retry_refused true) and tokenize them into another folder, "
+        f"or set data.incomplete to accept ({np.count_nonzero(lacking):,} of {tables.documents:,} documents lack some)"
     )
 
 
