@@ -19,7 +19,7 @@ from megalit.cli.console import Step, console
 from megalit.cli.fit_config import ParsedFit, fit_config, parse_fit
 from megalit.cli.models import TrainedModel, named_device, open_model, parse_device
 from megalit.cli.run_folder import RunFolder
-from megalit.cli.suites import Cutting, suite_store
+from megalit.cli.suites import Cutting, check_unseen, suite_store
 from megalit.cli.tables import ensemble_tables
 from megalit.errors import UserError
 from megalit.evaluation.ensembles import kept_losses, logit_curve, losses_file, probability_curve, select
@@ -31,6 +31,7 @@ from megalit.scaling.ensembles import FILE
 from megalit.scaling.fitting import fit_power_law
 from megalit.scaling.records import refuse_unfinished
 from megalit.streams.loading import SuiteWindows
+from megalit.streams.store import TokenStore
 from megalit.tuning.trials import seed_flags
 
 # How often a member's process is looked at.
@@ -214,11 +215,15 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
     """Measure the averages of the first K members on every suite, and write the result."""
     device = named_device(command.device)
     opened = [open_model(members[0])]
-    suites = {name: _windows(name, location, opened[0]) for name, location in command.suites.items()}
+    stores = {name: suite_store(name, location, opened) for name, location in command.suites.items()}
+    suites = {name: _windows(store, opened[0]) for name, store in stores.items()}
     losses: dict[str, list[Losses]] = {name: [] for name in suites}
     for number, path in enumerate(members):
         member = opened[0] if number == 0 else open_model(path)
-        _check(opened[0], member)
+        if number:
+            _check(opened[0], member)
+            for name, store in stores.items():
+                check_unseen(name, store, member)
         for name, suite in suites.items():
             losses[name].append(_losses(path, member, name, suite, command.batch, device))
         if number and command.logits:
@@ -238,9 +243,9 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
     print(output)
 
 
-def _windows(name: str, location: str | None, model: TrainedModel) -> SuiteWindows:
+def _windows(store: TokenStore, model: TrainedModel) -> SuiteWindows:
     cutting = Cutting().of(model)
-    return cutting.windows(suite_store(name, location, model))(int(cutting.context_length or 0))
+    return cutting.windows(store)(int(cutting.context_length or 0))
 
 
 def _check(first: TrainedModel, member: TrainedModel) -> None:

@@ -214,7 +214,7 @@ def _measure_suite(
 ) -> None:
     first = members[0]
     cutting = Cutting(command.context_length, command.stride, command.separate).of(first)
-    store = suite_store(name, location, first)
+    store = suite_store(name, location, members)
     whole = int(cutting.context_length or 0)
     lengths = context_lengths(whole) if command.context_lengths is None else sorted(set(command.context_lengths))
     if lengths and not 1 <= lengths[0] <= lengths[-1] <= whole:
@@ -295,11 +295,10 @@ def _measure_tasks(command: EvaluateCommand, members: Sequence[TrainedModel], ev
 
 def _report(command: EvaluateCommand, evaluations: Sequence[Evaluation], kept: Sequence[Path]) -> None:
     if command.output is not None:
-        runs = [evaluation.to_json() for evaluation in evaluations]
-        write_json(
-            Path(command.output), {"format": runs[0]["format"], "runs": runs, "over_runs": over_runs(evaluations)}
-        )
-    for table in evaluation_tables(evaluations):
+        runs = [evaluation.to_json(command.tasks) for evaluation in evaluations]
+        spread = over_runs(evaluations, command.tasks)
+        write_json(Path(command.output), {"format": runs[0]["format"], "runs": runs, "over_runs": spread})
+    for table in evaluation_tables(evaluations, command.tasks):
         console.print(table)
     if command.plot is not None:
         plot_curves(evaluations, Path(command.plot))

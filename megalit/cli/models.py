@@ -1,6 +1,7 @@
 """Models that were trained: from a run's folder, one of its checkpoints, or a folder that was exported."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,40 @@ from megalit.errors import UserError
 from megalit.evaluation.checkpoints import exported_model, model_of, newest_checkpoint, plan_of, read_checkpoint
 from megalit.files import read_json
 from megalit.modeling.language_model import LanguageModel
-from megalit.streams.remote import local_stores
+from megalit.streams.held_out import shared_documents
+from megalit.streams.remote import is_remote, local_stores, one_spelling
+from megalit.streams.store import TokenStore
+from megalit.streams.store_set import open_stores
+
+
+@dataclass(frozen=True)
+class TrainingDocuments:
+    """Where the real documents lie that a model was trained on.
+
+    Attributes:
+        folders: of the token stores, the run's own first.
+        contents: content hashes of the stores that were read: others may lie there by now.
+        real_fraction: the share of the documents that took part.
+    """
+
+    folders: tuple[str, ...] = ()
+    contents: frozenset[str] = frozenset()
+    real_fraction: float = 1.0
+
+    def among(self, suite: TokenStore) -> int:
+        """How many of the documents of a suite the model was trained on, as far as the stores are still there."""
+        found = set()
+        for number, location in enumerate(self.folders):
+            if number and is_remote(location):
+                continue  # the run's own stores are staged already, and to fetch others may take longer than measuring
+            with suppress(UserError):  # gone, or there in part: nothing can be said
+                folder = local_stores(location)
+                if suite.manifest.kind == "validation" and suite.folder.resolve().parent == folder.resolve():
+                    continue  # held out from these
+                real = open_stores(folder).real
+                if real.manifest.content_hash in self.contents:
+                    found.update(shared_documents(real, suite, self.real_fraction).to_pylist())
+        return len(found)
 
 
 @dataclass(frozen=True)
@@ -31,6 +65,7 @@ class TrainedModel:
         tokenizer_folder: where its tokenizer lies, or None.
         stores: folder or URL of the token stores that it was trained on, or None.
         separate: whether its validation documents each start a window.
+        documents: that it was trained on; none are known of an exported model.
     """
 
     folder: Path
@@ -42,6 +77,7 @@ class TrainedModel:
     tokenizer_folder: Path | None
     stores: str | None
     separate: bool
+    documents: TrainingDocuments = TrainingDocuments()
 
 
 def parse_device(name: str) -> torch.device:
@@ -127,7 +163,17 @@ def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
         tokenizer_folder=tokenizer if tokenizer is not None and tokenizer.exists() else None,
         stores=data.get("stores"),
         separate=bool(data.get("separate_validation")),
+        documents=_documents(data, plan),
     )
+
+
+def _documents(data: dict[str, Any], plan: dict[str, Any]) -> TrainingDocuments:
+    """Of a run's own stores, and of those that streams of a mixture read the documents of."""
+    others = [part.get("stores") for part in data.get("streams") or () if part.get("order") != "samples"]
+    named = [data.get("stores"), *others]
+    contents = frozenset(content for stores in plan["settings"].get("stores", ()) for content in stores.values())
+    folders = tuple(dict.fromkeys(one_spelling(name) for name in named if name))
+    return TrainingDocuments(folders, contents, float(data.get("real_fraction") or 1))
 
 
 def _exported(folder: Path) -> TrainedModel:

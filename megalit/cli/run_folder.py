@@ -56,6 +56,7 @@ _FREE = (
     "data.init_args.num_workers",
     "data.init_args.ignore_plan",
     "data.init_args.sets",  # the plan says what they come to
+    "data.init_args.incomplete",  # the same
     "model.micro_batch",
     "model.attention",
     "model.compile",

@@ -21,11 +21,12 @@ from megalit.cli.scaling_fits import (
     show,
     split,
 )
+from megalit.cli.scaling_mixed import Records, refuse_different_ensembles, refuse_synthetic, say_mixed
 from megalit.cli.scaling_runs import chosen_ensembles, chosen_runs, said
 from megalit.errors import UserError
 from megalit.files import write_atomic, write_json
 from megalit.scaling.ensembles import Average, points_of_ensembles
-from megalit.scaling.ledger import AXES, points_of_csv, points_of_records, value_of
+from megalit.scaling.ledger import AXES, Points, points_of_csv, points_of_records, value_of
 
 COLUMNS = ["stream", "N", "U", "D", "G", "epochs", "synthetic_share", "loss", "status"]
 _FITS = {"joint": fit_joint, "chinchilla": fit_parameters_and_tokens, "data_constrained": fit_repeated_epochs}
@@ -67,7 +68,7 @@ class FitCommand:
             what their members' records share.
         csv: a table with a header instead of runs; the axes and the loss are names of its columns.
         law: ``power`` (A / x^B + C), ``joint`` (asymptotes over the first axis, then the next), ``chinchilla``,
-            or ``data_constrained`` (repeated epochs).
+            or ``data_constrained`` (repeated epochs of real documents alone).
         axes: coordinates: one for ``power``, the order of the limits for ``joint``; ``[N, D]`` and ``[N, D, U]``
             if not given for the others.
         loss: key or column of the losses.
@@ -188,19 +189,8 @@ def _fit(settings: FitCommand) -> None:
     )
     if not axes:
         raise UserError(f"axes: a power law needs an axis: --axes [U], or another of {', '.join(AXES)} or any key")
-    coordinates = [*axes, *([settings.by] if settings.by else [])]
-    keys = [*coordinates, settings.loss]
-    if (settings.csv is None) == (not settings.runs):
-        raise UserError("the points come from runs or from --csv: give one of the two")
-    if settings.csv is not None:
-        points = points_of_csv(Path(settings.csv), keys)
-    elif "K" in coordinates:
-        ensembles = chosen_ensembles(settings.runs or [], settings.where)
-        others = [key for key in coordinates if key != "K"]
-        points = points_of_ensembles(ensembles, others, settings.loss, settings.average)
-    else:
-        points = points_of_records(chosen_runs(settings.runs, settings.where), keys, settings.unfinished)
-    table = split(said(points, keys).rows, axes, settings.loss, settings.below)
+    points = _points(settings, [*axes, *([settings.by] if settings.by else [])], axes)
+    table = split(points.rows, axes, settings.loss, settings.below)
     how = How(settings.bootstrap, settings.seed, settings.huber, settings.engine, settings.deviation)
     if settings.law == "power":
         fits = fit_power(table, how, settings.by, settings.predict or [])
@@ -212,6 +202,30 @@ def _fit(settings: FitCommand) -> None:
         show(fitted)
     if settings.output:
         write_json(Path(settings.output), [fitted.to_json() for fitted in fits])
+
+
+def _points(settings: FitCommand, coordinates: Sequence[str], axes: Sequence[str]) -> Points:
+    """The points to fit, once it is said what was left out, and what they do not share."""
+    keys = [*coordinates, settings.loss]
+    if (settings.csv is None) == (not settings.runs):
+        raise UserError("the points come from runs or from --csv: give one of the two")
+    if settings.csv is not None:
+        return said(points_of_csv(Path(settings.csv), keys), keys)
+    records: Records
+    if "K" in coordinates:
+        ensembles = chosen_ensembles(settings.runs or [], settings.where)
+        others = [key for key in coordinates if key != "K"]
+        points = said(points_of_ensembles(ensembles, others, settings.loss, settings.average), keys)
+        records = {str(path): [member.record for member in found.members] for path, found in ensembles.items()}
+        refuse_different_ensembles(points, records, coordinates)
+    else:
+        ledger = chosen_runs(settings.runs, settings.where)
+        points = said(points_of_records(ledger, keys, settings.unfinished), keys)
+        records = {str(folder): [record] for folder, record in ledger.records.items()}
+        if settings.law == "data_constrained" and list(axes[1:]) == ["D", "U"]:
+            refuse_synthetic(points, records)
+    say_mixed(points, records, coordinates)
+    return points
 
 
 def _print(table: Table) -> None:

@@ -1,10 +1,11 @@
 """Validation suites that are named on the command line: finding their stores, and what may be measured on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megalit.cli.console import console
 from megalit.cli.models import TrainedModel
 from megalit.errors import UserError
 from megalit.streams.loading import SuiteWindows
@@ -57,12 +58,13 @@ class Cutting:
         return at
 
 
-def suite_store(name: str, location: str | None, model: TrainedModel) -> TokenStore:
-    """The store of a suite: one that is named, the held-out documents of a folder of stores, or the run's own.
+def suite_store(name: str, location: str | None, models: Sequence[TrainedModel]) -> TokenStore:
+    """The store of a suite: one that is named, the held-out documents of a folder of stores, or the first run's own.
 
     Raises:
-        UserError: no such store, or one that another tokenizer made.
+        UserError: no such store, one that another tokenizer made, or held-out documents that a model was trained on.
     """
+    model = models[0]
     own = model.stores if location is None else location
     if own is None:
         raise UserError(f"suite {name}: {model.folder} names no token stores: name them in suites")
@@ -85,7 +87,29 @@ def suite_store(name: str, location: str | None, model: TrainedModel) -> TokenSt
             f"suite {name}: {store.folder} has a vocabulary of {manifest.vocabulary_size} tokens and {model.folder} of "
             f"{model.model.vocabulary_size}: name a suite that was tokenized for this model"
         )
+    for trained in models:
+        check_unseen(name, store, trained)
     return store
+
+
+def check_unseen(name: str, store: TokenStore, model: TrainedModel) -> None:
+    """Refuse a suite of held-out documents that a model was trained on: another split holds out others.
+
+    A store of anything else is measured, because it was named on purpose, and the same is said.
+
+    Raises:
+        UserError: some of the held-out documents are in the model's training stores.
+    """
+    found = model.documents.among(store)
+    if not found:
+        return
+    said = f"suite {name}: {model.folder} was trained on {found:,} of the documents of {store.folder}"
+    if store.manifest.kind == "validation":
+        raise UserError(
+            f"{said}: name a suite of documents that no model was trained on, or take runs with the same "
+            "held-out documents"
+        )
+    console.print(f"{said}, so its loss there is one of training")
 
 
 def conditions(store: TokenStore, cutting: Cutting, **others: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from megalit.evaluation.results import Evaluation, over_runs
+from megalit.evaluation.results import Evaluation, error_tasks, over_runs
 from megalit.scaling.records import RunRecord
 from megalit.streams.plan import RunPlan
 
@@ -36,7 +36,15 @@ def plan_table(plan: RunPlan, title: str = "plan") -> Group:
         f"{plan.tokens:,} tokens, {plan.synthetic_share:.1%} of them synthetic; "
         f"{plan.unique_real_tokens:,} unique real tokens"
     )
-    return with_lines(table, [said])
+    return with_lines(table, [said, *_thoughts(plan)])
+
+
+def _thoughts(plan: RunPlan) -> Iterator[str]:
+    """How many thoughts a document has, where that is less than G."""
+    for stream in plan.settings.get("streams", ()):
+        mean = stream.get("thoughts_per_document")
+        if mean is not None and mean < stream["generations"]:
+            yield f"{stream['name']}: {mean:.2f} thoughts a document on average, {stream['generations']} at most"
 
 
 def ensemble_tables(result: dict[str, Any]) -> list[Group]:
@@ -102,9 +110,12 @@ def result_table(record: RunRecord) -> Table:
     return table
 
 
-def evaluation_tables(evaluations: Sequence[Evaluation]) -> Iterator[Table]:
-    """Losses by suite, and benchmarks, of each model; of several also mean and standard deviation."""
-    spread = over_runs(evaluations) if len(evaluations) > 1 else {"suites": {}, "tasks": {}}
+def evaluation_tables(evaluations: Sequence[Evaluation], asked: Sequence[str] = ()) -> Iterator[Table]:
+    """Losses by suite, and benchmarks, of each model; of several also mean and standard deviation.
+
+    The error is over the benchmarks that were ``asked`` for (:func:`megalit.evaluation.results.error_tasks`).
+    """
+    spread = over_runs(evaluations, asked) if len(evaluations) > 1 else {"suites": {}, "tasks": {}}
     for name in dict.fromkeys(name for evaluation in evaluations for name in evaluation.suites):
         found = [evaluation for evaluation in evaluations if name in evaluation.suites]
         lengths = [length for length, _ in found[0].suites[name].by_context_length]
@@ -133,14 +144,16 @@ def evaluation_tables(evaluations: Sequence[Evaluation]) -> Iterator[Table]:
         yield table
     tasks = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.tasks))
     if tasks:
-        table = _table("accuracy", [*tasks, "error (1 - mean)"])
+        over = error_tasks(evaluations, asked)
+        error = "error (1 - mean)" if set(over) == set(tasks) else f"error of {', '.join(over)}"
+        table = _table("accuracy", [*tasks, *([error] if over else [])])
         for evaluation in evaluations:
             shown = [f"{evaluation.tasks[name].accuracy:.4f}" if name in evaluation.tasks else "" for name in tasks]
-            table.add_row(evaluation.model, *shown, f"{evaluation.to_json().get('task_error', float('nan')):.4f}")
-        if "task_error" in spread:
+            table.add_row(evaluation.model, *shown, *(f"{evaluation.error(over):.4f}" for _ in over[:1]))
+        if spread["tasks"]:
             table.add_section()
             means = [_spread(spread["tasks"][name]["accuracy"]) if name in spread["tasks"] else "" for name in tasks]
-            table.add_row("mean ± deviation", *means, _spread(spread["task_error"]))
+            table.add_row("mean ± deviation", *means, *(_spread(spread["task_error"]) for _ in over[:1]))
         yield table
 
 

@@ -13,6 +13,9 @@ from megalit.files import read_json, write_json
 
 FORMAT = 1
 FILE = "evaluation.json"
+# Conditions of a benchmark that are its own, and those that are the model's.
+_OF_TASK = ("definition", "data_files")
+_OF_MODEL = ("tokenizer", "bos", "context_length", "precision", "average")
 # Of checkpoints that are not their run's newest one.
 FILES_OF_CHECKPOINTS = "evaluation-*.json"
 
@@ -39,11 +42,15 @@ class Evaluation:
     suites: dict[str, SuiteLoss] = field(default_factory=dict)
     tasks: dict[str, TaskResult] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, asked: Sequence[str] = ()) -> dict[str, Any]:
+        """As JSON, with the error over the benchmarks that are asked for (default: all that there are)."""
         value: dict[str, Any] = {"format": FORMAT, **asdict(self)}
-        if self.tasks:
-            value["task_error"] = paper_error(self.tasks)
-        return value
+        names = error_tasks([self], asked)
+        return {**value, "task_error": self.error(names)} if names else value
+
+    def error(self, tasks: Sequence[str]) -> float:
+        """1 - the mean accuracy on these benchmarks, of which there is one or more."""
+        return paper_error({name: self.tasks[name] for name in tasks})
 
     def write(self, path: Path) -> None:
         """Write it, atomically."""
@@ -82,10 +89,43 @@ class Spread:
         return cls(mean(values), stdev(values) if len(values) > 1 else None, len(values))
 
 
-def over_runs(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+def error_tasks(evaluations: Sequence[Evaluation], asked: Sequence[str] = ()) -> list[str]:
+    """The benchmarks that an error is taken over, alike for all models; none where that cannot be.
+
+    Args:
+        evaluations: of the models.
+        asked: benchmarks that were asked for (default: those that all models have). Files keep what was measured
+            earlier, under other conditions and of some models alone.
+    """
+    names = list(dict.fromkeys(asked)) or _shared([evaluation.tasks for evaluation in evaluations])
+    if not all(_is_shared(name, evaluations) for name in names):
+        return []
+    # All questions of one benchmark and some of another make no error together.
+    alike = all(
+        _without(evaluation.tasks[name], _OF_TASK) == _without(evaluation.tasks[names[0]], _OF_TASK)
+        for evaluation in evaluations
+        for name in names
+    )
+    return names if alike else []
+
+
+def _is_shared(task: str, evaluations: Sequence[Evaluation]) -> bool:
+    """Whether all models were asked the same questions of a benchmark."""
+    if not all(task in evaluation.tasks for evaluation in evaluations):
+        return False
+    first, *others = (_without(evaluation.tasks[task], _OF_MODEL) for evaluation in evaluations)
+    return all(other == first for other in others)
+
+
+def _without(result: TaskResult, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in result.conditions.items() if name not in names}
+
+
+def over_runs(evaluations: Sequence[Evaluation], asked: Sequence[str] = ()) -> dict[str, Any]:
     """Means and deviations over runs that differ in their seeds, as JSON: losses, curves and benchmarks.
 
-    A suite or task counts where all runs have it, a point of a curve where all of them have this point.
+    A suite counts where all runs have it, a point of a curve where all of them have this point, a task where all were
+    asked the same questions, and their error over the tasks that are ``asked`` for (:func:`error_tasks`).
     """
     suites, tasks = {}, {}
     for name in _shared([evaluation.suites for evaluation in evaluations]):
@@ -96,11 +136,13 @@ def over_runs(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
             "by_position": _curve([loss.by_position for loss in losses]),
             "by_context_length": _curve([loss.by_context_length for loss in losses]),
         }
-    for name in _shared([evaluation.tasks for evaluation in evaluations]):
+    for name in [name for name in evaluations[0].tasks if _is_shared(name, evaluations)]:
         tasks[name] = {"accuracy": asdict(Spread.of([evaluation.tasks[name].accuracy for evaluation in evaluations]))}
     found: dict[str, Any] = {"suites": suites, "tasks": tasks}
-    if all(evaluation.tasks for evaluation in evaluations):
-        found["task_error"] = asdict(Spread.of([paper_error(evaluation.tasks) for evaluation in evaluations]))
+    names = error_tasks(evaluations, asked)
+    if names:
+        errors = Spread.of([evaluation.error(names) for evaluation in evaluations])
+        found["task_error"] = {**asdict(errors), "tasks": names}
     return found
 
 

@@ -26,9 +26,10 @@ from megalit.errors import UserError
 from megalit.files import new_folder, write_json
 from megalit.streams import store as stores
 from megalit.streams.plan import difference
-from megalit.streams.sources import TOKEN_OFFSETS, GenerationSet, Rows, refuse_more_thoughts, refuse_other_names
+from megalit.streams.sources import GenerationSet, Rows, refuse_more_thoughts, refuse_other_names
 from megalit.streams.sources import sources as sources_of
 from megalit.streams.store import ITEMS, Kind, Manifest, TokenStore
+from megalit.streams.thoughts import TOKEN_OFFSETS, Places
 
 T = TypeVar("T")
 
@@ -45,11 +46,13 @@ def build_store(
     origin: dict[str, Any],
     progress: Progress = lambda store, items: None,
     contamination: Contamination | None = None,
+    places: Places | None = None,
 ) -> Manifest:
     """Tokenize ``rows`` into a new store at ``folder``, which appears when it is verified.
 
     Call it under :func:`megalit.files.lock`. ``progress`` is told the store's name and the number of items
-    written; ``contamination`` is what the guard has counted once all rows are through.
+    written; ``contamination`` is what the guard has counted once all rows are through, ``places`` those for thoughts
+    in the documents that went by.
 
     Raises:
         UserError: nothing to write, or what was written does not read back the same.
@@ -89,6 +92,7 @@ def build_store(
             files={path.name: _file_hash(path) for path in sorted(temporary.iterdir())},
             origin=origin,
             contamination=contamination.to_json() if contamination else None,
+            places=asdict(places) if places else None,
         )
         write_json(temporary / "manifest.json", manifest.to_json())
         verify(temporary)
@@ -223,7 +227,8 @@ def build_stores(
             if first is None:
                 continue  # the guard has left nothing of what came later
             rows = chain([first], rows)
-        built.append(build_store(output / part.name, part.kind, rows, tokenizer, part.origin, progress, found))
+        target = output / part.name
+        built.append(build_store(target, part.kind, rows, tokenizer, part.origin, progress, found, part.places))
         if part.kind == "real":
             # What was made from a document that is left out is left out too.
             dropped = _dropped(output / part.name)

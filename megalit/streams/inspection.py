@@ -7,10 +7,12 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.streams.mixture import Mixture
+from megalit.streams.orderings import LatentThoughts
 from megalit.streams.packing import PackedTokens
 from megalit.streams.pieces import BOS, EOS, EOS_BOS, SEPARATOR, THOUGHT_END, THOUGHT_START
 from megalit.streams.store import TokenStore
 from megalit.streams.stream import Stream
+from megalit.streams.thoughts import mean_thoughts
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _LITERALS = {
@@ -70,8 +72,12 @@ def mixture_lines(mixture: Mixture) -> list[str]:
             f"│  ├─ {stream.tables.documents:,} documents, {part.unique_tokens:,} tokens an epoch, "
             f"{part.synthetic_fraction:.1%} synthetic, {part.windows_per_epoch:,} windows of {stream.context_length:,}",
             *_incomplete(stream),
-            f"│  └─ tokens from a document's first piece to its last: {percentiles(megadoc_lengths(stream))}",
         ]
+        if isinstance(stream.ordering, LatentThoughts):
+            most = int(stream.tables.thoughts.count.max(initial=0))
+            lines.append(f"│  ├─ {mean_thoughts(stream.tables):.2f} thoughts a document on average, {most} at most")
+        lengths = percentiles(megadoc_lengths(stream))
+        lines.append(f"│  └─ tokens from a document's first piece to its last: {lengths}")
     for name, suite in mixture.suites.items():
         lines.append(f"└─ validation {name}: {suite.windows:,} windows, {suite.targets:,} targets")
     return lines

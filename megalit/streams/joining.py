@@ -105,7 +105,7 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
         UserError: a generation or thought of a document that is not there, or of an older text.
     """
     real = stores.real.items(["document_id", "content_hash", "tokens"])
-    place = _subset(real["document_id"], real_fraction)
+    place = subset(real["document_id"], real_fraction)
     build = _TableBuilder(stores, literals)
     kept = np.flatnonzero(place >= 0)
     lengths = real["tokens"].to_numpy()[kept]
@@ -128,7 +128,7 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
     return PieceTables(stores, kept, build.finish(), real_group, generations, thoughts, segments, samples, least)
 
 
-def _subset(ids: pa.ChunkedArray, fraction: float) -> Integers:
+def subset(ids: pa.ChunkedArray, fraction: float) -> Integers:
     """New index of each document, or -1 where it is left out."""
     place = np.arange(len(ids))
     if fraction < 1:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
+from megalit.streams.held_out import shared_documents
 from megalit.streams.joining import MappedTables
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe
@@ -22,10 +22,10 @@ from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.related import related_order
 from megalit.streams.remote import local_stores
 from megalit.streams.run_length import Component, MixtureSettings, schedule_of, steps_of, stream_plans
-from megalit.streams.sources import TOKEN_OFFSETS
 from megalit.streams.store_set import StoreSet, names_of_sets, open_stores
 from megalit.streams.stream import Stream
 from megalit.streams.suites import suite_of
+from megalit.streams.thoughts import check_thoughts, describe_thoughts
 
 
 @dataclass(frozen=True)
@@ -163,13 +163,11 @@ class Mixture:
         """Refuse to replay a document that the mixture's own corpus holds out: another one may not have done so."""
         if own.validation is None:
             return
-        held_out = own.validation.items(["content_hash"]).column(0).combine_chunks()
         replayed = {component.stores for component in components if not isinstance(component.ordering, Samples)}
         for folder, opened in self._opened.items():
             if opened.stores is own or folder not in replayed:
                 continue
-            parts = opened.stores.real.column_as_dictionaries("content_hash")
-            found = sum(pc.sum(pc.is_in(part.dictionary, held_out, skip_nulls=True)).as_py() or 0 for part in parts)
+            found = len(shared_documents(opened.stores.real, own.validation))
             if found:
                 raise UserError(
                     f"{folder} has {found:,} documents that {own.folder} holds out: build both with the same ids and "
@@ -194,17 +192,7 @@ class Mixture:
         opened = self._open(component.stores or self.settings.stores)
         stores = opened.stores
         if isinstance(component.ordering, LatentThoughts):
-            if stores.thoughts is None:
-                raise UserError(
-                    f"synthetic data is asked for and {stores.folder} holds no thoughts: "
-                    "tokenize a corpus whose rows have 'thoughts', or train on another stream"
-                )
-            if TOKEN_OFFSETS not in stores.thoughts.manifest.origin:
-                warnings.warn(
-                    f"{stores.thoughts.folder} was built by an earlier megalit, whose thoughts stand a token late: "
-                    "tokenize the corpus into another folder for new runs",
-                    stacklevel=2,
-                )
+            check_thoughts(stores, opened.tables, component.ordering)
         elif isinstance(component.ordering, Samples):
             if not stores.samples:
                 raise UserError(
@@ -252,13 +240,6 @@ class Mixture:
             stacklevel=3,
         )
 
-    def _thoughts(self, component: Component) -> dict[str, int]:
-        """G of latent thoughts, which no setting says: split points of a document, fewer in a short one."""
-        if not isinstance(component.ordering, LatentThoughts):
-            return {}
-        tables = self._open(component.stores or self.settings.stores).tables
-        return {"generations": int(tables.thoughts.count.max(initial=0))}
-
     def _suites(self, stores: StoreSet) -> dict[str, SuiteWindows]:
         if stores.validation is None:
             return {}
@@ -278,11 +259,11 @@ class Mixture:
             "streams": [
                 {
                     **describe(component.ordering),
-                    **self._thoughts(component),
+                    **describe_thoughts(component.ordering, stream.tables),
                     **_drawn(component.ordering),
                     "shares": [str(share) for share in component.shares],
                 }
-                for component in components
+                for component, stream in zip(components, self.streams, strict=True)
             ],
             "phases": [str(phase) for phase in phases],
         }

@@ -101,15 +101,23 @@ class LatentThoughtStream(SyntheticDataModule):
     Args:
         thought_start: marker before each thought.
         thought_end: marker behind each thought.
+        incomplete: ``refuse`` documents that lack some of their thoughts, or ``accept`` them with those that they have.
     """
 
-    def __init__(self, thought_start: str = "<think>", thought_end: str = "</think>", **settings: Any) -> None:
+    def __init__(
+        self,
+        thought_start: str = "<think>",
+        thought_end: str = "</think>",
+        incomplete: Incomplete = "refuse",
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         self.thought_start = thought_start
         self.thought_end = thought_end
+        self.incomplete: Incomplete = incomplete
 
     def synthetic_ordering(self) -> Ordering:
-        return LatentThoughts()
+        return LatentThoughts(self.incomplete)
 
     def markers(self, stores: StoreSet) -> tuple[list[int], list[int], list[int]]:
         start, end = _encode(stores, self.thought_start, self.thought_end)
@@ -134,7 +142,8 @@ class MixedStream:
         real_document: where the real document stands in a stitched stream's megadocs; ``absent`` leaves it out of
             a simple stream too.
         draw: which generations take part.
-        incomplete: ``refuse`` documents with fewer generations, or ``accept`` them with those that they have.
+        incomplete: ``refuse`` documents with fewer generations, or that lack some of their thoughts, or ``accept`` them
+            with those that they have.
         stores: folder of its stores, if they are not the mixture's own: an old corpus, for example.
         name: of this stream (default: its order); names are unique.
     """
@@ -163,7 +172,7 @@ class MixedStream:
                 _positive(self.generations), self.real_document, self.draw, incomplete=self.incomplete, name=name
             )
         else:
-            ordering = LatentThoughts(name)
+            ordering = LatentThoughts(self.incomplete, name)
         return Component(ordering, self.shares, one_spelling(self.stores) if self.stores else None)
 
     @property

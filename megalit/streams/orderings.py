@@ -54,7 +54,11 @@ class Ordering(Protocol):
 
 def describe(ordering: Ordering) -> dict[str, Any]:
     """An ordering's kind and settings, as JSON: two with equal descriptions arrange pieces alike."""
-    return {"kind": type(ordering).__name__, **vars(ordering)}
+    settings = {"kind": type(ordering).__name__, **vars(ordering)}
+    if isinstance(ordering, LatentThoughts):
+        # It decides what is refused and not what is arranged, and plans of runs that began before it came lack it.
+        del settings["incomplete"]
+    return settings
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,13 @@ class LatentThoughts:
 
     The thoughts and the places where they belong come with the corpus. The text around them is the
     document's own tokens: removing the thoughts gives the document back.
+
+    Attributes:
+        incomplete: documents that lack some of their thoughts are refused, or accepted with those that they have
+            (:mod:`megalit.streams.thoughts`).
     """
 
+    incomplete: Incomplete = "refuse"
     name: str = "latent_thoughts"
 
     def rows(self, tables: PieceTables, fixed: np.random.Generator, epoch: np.random.Generator) -> Rows:

@@ -18,11 +18,10 @@ from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.streams import store as stores
 from megalit.streams.store import Kind
+from megalit.streams.thoughts import TOKEN_OFFSETS, Places
 
 Rows = Iterator[list[dict[str, Any]]]
 
-# In the origin of thoughts; stores of before have them behind the first token of the word that they belong before.
-TOKEN_OFFSETS = "token_offsets"
 _OFFSETS = {TOKEN_OFFSETS: "of a word's first character"}
 
 
@@ -37,18 +36,36 @@ def generation_rows(path: Path) -> Rows:
     yield from Corpus.batches(path, TRAIN)
 
 
-def thought_rows(corpus: Corpus, path: Path, tokenizer: Tokenizer) -> Rows:
-    """Batches of thoughts of training documents, from a table at ``path``, each with the token offset of its split."""
+def thought_rows(corpus: Corpus, path: Path, tokenizer: Tokenizer, places: Places | None = None) -> Rows:
+    """Batches of thoughts of training documents, from a table at ``path``, each with the token offset of its split.
+
+    ``places`` is shown every document.
+    """
     documents = corpus.rows("documents", TRAIN, ["id", "text"])
     thoughts = (row for batch in Corpus.batches(path, TRAIN) for row in batch)
     # Thoughts stand in the order of their documents, so one pass over both suffices.
     for identifier, group in groupby(thoughts, key=lambda row: row["document_id"]):
         rows = list(group)
-        text = next((document["text"] for document in documents if document["id"] == identifier), None)
+        text = _text_of(identifier, documents, places, len(rows))
         if text is None:
             raise UserError(f"{path} holds thoughts for '{identifier}', which is not in {corpus.folder}: check both")
         offsets = tokenizer.token_offsets(text, [row["character_offset"] for row in rows])
         yield [{**row, "token_offset": offset} for row, offset in zip(rows, offsets, strict=True)]
+    if places is not None:
+        _text_of(None, documents, places, 0)  # the documents behind the last one that has thoughts
+
+
+def _text_of(
+    identifier: str | None, documents: Iterator[dict[str, Any]], places: Places | None, made: int
+) -> str | None:
+    """The text of the document of that id, which has so many thoughts; those before it have none."""
+    for document in documents:
+        is_it = document["id"] == identifier
+        if places is not None:
+            places.look(document["id"], document["text"], made if is_it else 0)
+        if is_it:
+            return str(document["text"])
+    return None
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,7 @@ class Source:
     rows: Callable[[], Rows]
     origin: dict[str, Any]
     optional: bool = False
+    places: Places | None = None
 
 
 def sources(
@@ -90,8 +108,9 @@ def sources(
         yield Source("generations", "generations", rows, origin)
     for made in sets:
         if made.kind == "thoughts":
-            rows = partial(thought_rows, corpus, made.path, tokenizer)
-            yield Source(made.name, "thoughts", rows, {**origin, **made.origin, **_OFFSETS})
+            places = Places.of(made.path, made.origin)
+            rows = partial(thought_rows, corpus, made.path, tokenizer, places)
+            yield Source(made.name, "thoughts", rows, {**origin, **made.origin, **_OFFSETS}, places=places)
         else:
             yield from _segments(made, origin, output)
     if corpus.manifest["thoughts"]:

@@ -55,6 +55,8 @@ class Manifest:
         files: hash of each file but this one, by name.
         origin: what the store was built from.
         contamination: what the guard found (:mod:`megalit.corpus.contamination`), or None where it was off.
+        places: of thoughts that were made, how many each document was to have
+            (:class:`megalit.streams.thoughts.Places`); None where that is not known, as in stores of before.
     """
 
     kind: Kind
@@ -70,6 +72,7 @@ class Manifest:
     files: dict[str, str]
     origin: dict[str, Any]
     contamination: dict[str, Any] | None = None
+    places: dict[str, Any] | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from megalit.streams.named import MixedStream
 from megalit.streams.packing import IGNORED
 from megalit.streams.run_length import paper_steps
 from megalit.streams.schedule import BlockSchedule
-from megalit.streams.sources import TOKEN_OFFSETS
 from megalit.streams.stream import EpochOrder, Stream
 from megalit.streams.synthetic import Phase
+from megalit.streams.thoughts import TOKEN_OFFSETS
 
 SMALL = {"context_length": 16, "global_batch": 4}
 

@@ -31,7 +31,8 @@ def measured_differently(runs: Iterable[tuple[str, RunRecord]], curves: bool = F
         if differing:
             yield (
                 f"the losses of {_listed(those)} were measured with other {' and '.join(differing)} than those of "
-                f"{_listed(names[usual])}, and do not compare: train them alike, or give the report a suite for all, "
+                f"{_listed(names[usual])}, and do not compare: train them alike, or give the report a suite of "
+                "documents that none of them was trained on, "
                 "`megalit evaluate --suites '{same: STORES}' --separate true`"
             )
 

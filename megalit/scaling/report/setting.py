@@ -25,6 +25,7 @@ _FREE = {
     "data.init_args.seed",
     "data.init_args.num_workers",
     "data.init_args.ignore_plan",
+    "data.init_args.incomplete",  # what is read is the same where both are possible
     "model.seed",
     "model.micro_batch",
     "model.compile",
