@@ -26,6 +26,7 @@ def test_ranks_that_would_read_other_data_stop(data_set: DataSet, tmp_path: Path
     else:
         script = tmp_path / "other_numpy.py"
         script.write_text(OTHER_NUMPY)
+    (tmp_path / "run").mkdir()
     first, second = ranks(2)
     rest = (tmp_path / "run", "2", "0", "2", "6")
     processes = [fork(SCRIPT, data_set.folder, *rest, **first), fork(script, stores, *rest, **second)]
