@@ -110,6 +110,7 @@ class LanguageModel(Decoder):
         self.gradient_clip = gradient_clip
         self.micro_batch = micro_batch
         self._found_micro_batch: int | None = None
+        self._continues = False
         self.compile_blocks = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.nonfinite = nonfinite
@@ -215,6 +216,7 @@ class LanguageModel(Decoder):
         Raises:
             UserError: see :func:`megalit.modeling.trainer_checks.check_trainer`; or a kernel that does not run.
         """
+        self._continues = continues
         self.check_device(trainer.strategy.root_device, str(trainer.precision))
         check_trainer(trainer, continues)
 
@@ -222,7 +224,8 @@ class LanguageModel(Decoder):
 
     def on_fit_start(self) -> None:
         trainer: Any = self.trainer
-        self.check_trainer(trainer, continues=trainer.ckpt_path is not None)
+        # Of a sharded run Lightning reads the checkpoint later, and names it then.
+        self.check_trainer(trainer, continues=self._continues or trainer.ckpt_path is not None)
         if self.micro_batch == "auto":
             # Without noise it changes no result, and this may be another GPU.
             kept = self._found_micro_batch if self.regularization.is_on else None

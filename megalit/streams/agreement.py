@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from megalit.errors import UserError
-from megalit.streams.plan import RunPlan, difference_of
+from megalit.streams.plan import RunPlan, difference_of, what_is_read
 
 
 def refuse_other_plans(plan: RunPlan) -> None:
@@ -22,7 +22,7 @@ def refuse_other_plans(plan: RunPlan) -> None:
         return
     plans: list[Any] = [None] * torch.distributed.get_world_size()
     # Orders are drawn, and numpy's releases may draw others (NEP 19).
-    torch.distributed.all_gather_object(plans, {**plan.to_json(), "numpy": np.__version__})
+    torch.distributed.all_gather_object(plans, {**what_is_read(plan.to_json()), "numpy": np.__version__})
     for rank, other in enumerate(plans):
         difference = difference_of(plans[0], other)
         if difference is not None:

@@ -1,9 +1,13 @@
 """The plan of a run: what will be read, how often, in how many steps, before anything is trained."""
 
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from megalit.files import fingerprint
+
+# Of a stream of latent thoughts: how many a document has on average.
+THOUGHTS = "thoughts_per_document"
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,23 @@ class RunPlan:
     @property
     def fingerprint(self) -> str:
         """Two runs with the same fingerprint read the same windows in the same order."""
-        return fingerprint(self.to_json())
+        return fingerprint(what_is_read(self.to_json()))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def first_difference(self, other: dict[str, Any]) -> str | None:
         """Name the first thing in which another plan (as JSON) differs from this one."""
-        return difference(self.to_json(), other)
+        return difference(what_is_read(self.to_json()), what_is_read(other))
+
+
+def what_is_read(plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan, as JSON, without what it only tells of its streams, which depends on who built the stores."""
+    settings = plan.get("settings", {})
+    if "streams" not in settings:
+        return plan
+    streams = [{key: value for key, value in told.items() if key != THOUGHTS} for told in settings["streams"]]
+    return {**plan, "settings": {**settings, "streams": streams}}
 
 
 def difference(mine: Any, other: Any) -> str | None:
@@ -106,8 +119,8 @@ def difference_of(mine: Any, other: Any, path: str = "") -> tuple[str, Any, Any]
             if found:
                 return found
         return None
-    if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
-        for index, (left, right) in enumerate(zip(mine, other, strict=True)):
+    if isinstance(mine, list) and isinstance(other, list):
+        for index, (left, right) in enumerate(zip_longest(mine, other)):
             found = difference_of(left, right, f"{path}[{index}]")
             if found:
                 return found

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from megalit.errors import UserError
 from megalit.streams.orderings import LatentThoughts, Ordering
 from megalit.streams.pieces import Integers, PieceTables
+from megalit.streams.plan import THOUGHTS
 from megalit.streams.store_set import StoreSet
 from megalit.synthesis.recipes.latent_thoughts import LatentThoughts as Recipe
 from megalit.synthesis.recipes.latent_thoughts import split_places
@@ -90,7 +91,7 @@ def describe_thoughts(ordering: Ordering, tables: PieceTables) -> dict[str, Any]
     found: dict[str, Any] = {"generations": int(tables.thoughts.count.max(initial=0))}
     store = tables.stores.thoughts
     if store is not None and store.manifest.places is not None:
-        found["thoughts_per_document"] = mean_thoughts(tables)
+        found[THOUGHTS] = mean_thoughts(tables)
     return found
 
 

@@ -33,6 +33,7 @@ class Trial:
         is_over: whether no further run could give another outcome.
         prompt_tokens, tokens: read and written by the model for the completions of the last run.
         new_prompt_tokens, new_tokens: those of them that were asked for in that run.
+        is_new: whether that run asked for any; otherwise an earlier process came to the same.
         cut: whether the limit cut the text that the last run came to, or a part of it.
     """
 
@@ -46,7 +47,7 @@ class Trial:
         self._asked: set[_Part] = set()
         self._at_fault: set[_Part] = set()
         self.attempt = 0
-        self.is_over = False
+        self.is_over = self.is_new = False
         self.cut = False
         self.prompt_tokens = self.tokens = self.new_prompt_tokens = self.new_tokens = 0
 
@@ -54,6 +55,7 @@ class Trial:
         """Drive the recipe to its end or to a rejection, and look at what it made."""
         self._asked, self._at_fault = {_WHOLE}, set()
         self.prompt_tokens = self.tokens = self.new_prompt_tokens = self.new_tokens = 0
+        self.is_new = False
         outcome = self._judged(await self._drive())
         # What no request alone is at fault for is all anew.
         parts = self._at_fault or self._asked
@@ -131,6 +133,7 @@ class Trial:
             completion = await self._ask(request, self._number[part])
             self.new_prompt_tokens += completion.prompt_tokens
             self.new_tokens += completion.tokens
+            self.is_new = True
         self.prompt_tokens += completion.prompt_tokens
         self.tokens += completion.tokens
         return completion

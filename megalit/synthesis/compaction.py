@@ -4,6 +4,7 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from megalit.synthesis.work import Work, document_items, sources
 
 TABLE = "generations.parquet"
 MANIFEST = "manifest.json"
+# The manifest before, while another table is being written: without its own one, a table counts as not there.
+_FORMER = ".manifest.former.json"
 
 # A place as one number: a million segments, of 2 TB each. What comes before others stands above it.
 _SEGMENT_BITS, _OFFSET_BITS = 20, 41
@@ -56,11 +59,18 @@ class Compacted:
     refused: int = 0
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
-    """The manifest of a generation folder's table; empty where none is finished."""
-    path = folder / MANIFEST
-    manifest: dict[str, Any] = read_json(path) if path.exists() else {}
-    return manifest
+def manifest_of(folder: Path, former: bool = False) -> dict[str, Any]:
+    """The manifest of a generation folder's table; empty where none is finished.
+
+    Args:
+        folder: of the generations.
+        former: where a table was being written, take the one before.
+    """
+    for name in (MANIFEST, *([_FORMER] if former else [])):
+        if (folder / name).exists():
+            manifest: dict[str, Any] = read_json(folder / name)
+            return manifest
+    return {}
 
 
 def compact(
@@ -71,7 +81,7 @@ def compact(
     What it writes depends on the generations alone, not on who made them when.
     """
     journal = Journal(folder / "journal")
-    index = _Index(work, journal, set(manifest_of(folder).get("settings", {})))
+    index = _Index(work, journal, set(manifest_of(folder, former=True).get("settings", {})))
     missing = given_up = refused = 0
     identities = hashlib.sha256()
     for item, state in _states(work, corpus, index):
@@ -102,8 +112,9 @@ def _write(
     given_up: int,
     progress: Callable[[int], None],
 ) -> int:
-    # The table belongs to its manifest: without one, neither exists.
-    (folder / MANIFEST).unlink(missing_ok=True)
+    # The table belongs to its manifest: without one, neither exists. What it held is known all the same.
+    with suppress(FileNotFoundError):
+        (folder / MANIFEST).replace(folder / _FORMER)
     rows = 0
     used: set[str] = set()
 
@@ -137,6 +148,7 @@ def _write(
             "settings": {name: index.settings[name] for name in sorted(used)},
         },
     )
+    (folder / _FORMER).unlink(missing_ok=True)
     return rows
 
 
@@ -196,14 +208,14 @@ class _Index:
         self.journal = journal
         self._ledger: Ledger = work.ledger()
         self.settings: dict[str, dict[str, Any]] = {}
-        attempts: dict[tuple[str, int, str], str] = {}
+        declined: Counter[str] = Counter()
         segments: dict[str, int] = {}
         keys, places = bytearray(), array("q")
         for place, record in journal.new_records(completions=False):
             if isinstance(record, Settings):
                 self.settings[record.fingerprint] = record.value
             elif isinstance(record, Declined):
-                attempts[record.of, record.attempt, record.settings] = record.reason
+                declined[record.reason] += 1
                 self._ledger.add([(place, record)])
             elif isinstance(record, Accepted) and self._ledger.counts(record):
                 keys += bytes.fromhex(record.of)
@@ -213,7 +225,7 @@ class _Index:
                 segment = segments.setdefault(place.segment, len(segments))
                 assert segment < 1 << _SEGMENT_BITS
                 places.append((rank << _SEGMENT_BITS | segment) << _OFFSET_BITS | place.offset)
-        self.declined = dict(sorted(Counter(attempts.values()).items()))
+        self.declined = dict(sorted(declined.items()))
         self._segments = list(segments)
         found = np.frombuffer(keys, dtype="S16")
         where = np.frombuffer(places, dtype=np.int64)

@@ -19,8 +19,8 @@ def check_not_fewer(work: Work, folder: Path) -> None:
     Raises:
         UserError: it holds more than is asked for.
     """
-    held = manifest_of(folder)
-    if not held:
+    held = manifest_of(folder, former=True)
+    if not held or not (folder / TABLE).exists():
         return
     if work.recipe.kind != "samples":
         if len(work.recipe.indices(held["count"])) > len(work.recipe.indices(work.count)):
@@ -66,7 +66,7 @@ class Leaving:
 
 def leaving(corpus: Corpus, folder: Path) -> Leaving:
     """What would leave a folder's table if it were written for this corpus; of columns without texts."""
-    if not manifest_of(folder):
+    if not manifest_of(folder, former=True) or not (folder / TABLE).exists():
         return Leaving(0, 0, None, 0)
     made = pq.read_table(folder / TABLE, columns=["document_id", "content_hash"])
     made = made.group_by(["document_id", "content_hash"]).aggregate([([], "count_all")])

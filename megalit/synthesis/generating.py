@@ -210,8 +210,8 @@ class Generator:
                 self._progress(counts)
                 return
             is_final = outcome.final
-            # Once for each number: what an earlier process was told of counts no second time.
-            if is_final or trial.attempt >= self._ledger.next_attempt(identity):
+            # What an earlier process was told of counts no second time.
+            if is_final or trial.is_new or trial.attempt >= self._ledger.next_attempt(identity):
                 counts.declined[outcome.reason] += 1
                 declined = trial.declined(outcome)
                 await self._write(declined)

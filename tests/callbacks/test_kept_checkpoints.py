@@ -16,7 +16,7 @@ KEPT = ("--checkpoint.keep_every_n_steps", "8", "--checkpoint.keep", "1")
 def test_checkpoints_at_every_so_many_steps_stay_and_are_a_way_back(
     run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As README has it: a folder with the configuration and a checkpoint goes on from there, at another rate."""
+    """As docs/runs.md has it: a folder with the configuration and a checkpoint goes on from there, at another rate."""
     assert run("fit", "--config", small, *KEPT) == 0
     checkpoints = tmp_path / "run" / "checkpoints"
     stayed = sorted(int(path.stem.removeprefix("step-")) for path in checkpoints.glob("step-*.ckpt"))

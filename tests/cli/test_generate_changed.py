@@ -9,6 +9,8 @@ import pytest
 from data_sets import make_rows, write_jsonl
 from running import Run
 
+from megalit.synthesis import compaction
+
 CONFIG = """
 corpus: first
 output: out
@@ -93,6 +95,29 @@ def test_documents_that_are_gone_on_purpose_may_go(
     assert run(*GENERATE) == 0
     assert Path("out/generations.parquet").read_bytes() == finished
     assert completions() == before
+
+
+def test_a_table_that_was_being_written_still_counts(
+    finished: bytes, make_corpus: MakeCorpus, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A larger table takes minutes; a process that is killed then leaves what was there, without its manifest."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compaction, "write_atomic", killed)
+        assert run(*GENERATE, "--generations", "3") == 130
+    assert not Path("out/manifest.json").exists()
+    make_corpus("another", DOCUMENTS[10:])
+    capsys.readouterr()
+    assert run(*GENERATE, "--corpus", "another") == 2
+    assert "out holds 20 generations of 10 documents that another does not have" in capsys.readouterr().err
+    assert run(*GENERATE, "--generations", "1") == 2
+    assert "holds 2 generations of each document, and 1 are asked for" in capsys.readouterr().err
+    assert run(*GENERATE, "--generations", "3") == 0
+    assert Path("out/manifest.json").exists()
+    assert not list(Path("out").glob("*former*"))
 
 
 def test_a_corpus_that_has_grown_goes_on(

@@ -10,6 +10,21 @@ from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
 
 
+def test_what_a_sharded_run_goes_on_from_is_named_late() -> None:
+    """Lightning tells it behind this hook, where the checkpoint is read after the weights are sharded."""
+    trainer = lightning.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, precision="bf16-true"
+    )
+    model = LanguageModel("nano", vocabulary_size=10)
+    model.trainer = trainer
+    with pytest.raises(UserError, match="bf16-true"):
+        model.on_fit_start()
+    with pytest.warns(UserWarning, match="goes on as it was begun"):
+        model.check_trainer(trainer, continues=True)
+    with pytest.warns(UserWarning, match="goes on as it was begun"):
+        model.on_fit_start()
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [

@@ -84,6 +84,19 @@ def test_thoughts_that_were_given_up_are_refused(build: Callable[[Keep], Path], 
         _ = MixtureStream([MixedStream("latent_thoughts", 1.0)], stores=stores, **SMALL).plan
 
 
+def test_a_mean_that_a_store_of_before_does_not_tell_is_no_other_plan(build: Callable[[Keep], Path]) -> None:
+    """The same thoughts were read, whoever built the store."""
+    stores = build(lambda document, index: True)
+    plan = LatentThoughtStream(stores=str(stores), **SMALL).plan
+    manifest = stores / "thoughts" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "places": None}))
+    with pytest.warns(UserWarning, match="their store does not say"):
+        before = LatentThoughtStream(stores=str(stores), **SMALL).plan
+    assert "thoughts_per_document" not in before.settings["streams"][1]
+    assert plan.fingerprint == before.fingerprint
+    assert plan.first_difference(before.to_json()) is None
+
+
 def test_accepted_they_are_counted(build: Callable[[Keep], Path]) -> None:
     """The plan says how many thoughts a document has beside how many it was to have."""
     stores = str(build(lambda document, index: index in (0, 7)))

@@ -127,6 +127,23 @@ def test_a_text_that_a_server_does_not_take_costs_itself_alone(server: Server, c
         complete(server)
 
 
+@pytest.mark.parametrize(
+    ("code", "message", "error"),
+    [
+        (500, "The request took too long to process", EngineError),
+        (500, "The server is overloaded: maximum number of tokens in flight reached", EngineError),
+        (403, "Access to this model is forbidden by your organization's usage policy", UserError),
+    ],
+)
+def test_what_is_no_ones_texts_fault_refuses_no_text(
+    server: Server, waits: list[float], code: int, message: str, error: type[Exception]
+) -> None:
+    server.answers = [lambda handler, number: handler.send(code, json.dumps({"error": {"message": message}}).encode())]
+    with pytest.raises(error) as raised:
+        complete(server)
+    assert not isinstance(raised.value, TooLongError)
+
+
 @pytest.mark.parametrize("serves_others", [True, False])
 def test_a_text_on_which_a_server_fails_while_it_serves_others_costs_itself_alone(
     server: Server, waits: list[float], serves_others: bool

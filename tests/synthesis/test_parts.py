@@ -82,6 +82,11 @@ def test_each_request_of_several_steps_has_its_attempts(corpus: Corpus, tmp_path
     steps = Counter(step for step, _ in engine.requests)
     parts = steps["critique 0"]
     assert steps == {"write": 3 * parts, "critique 0": parts, "revise 0": 3 * parts}
+    assert (
+        compact(work(recipe=recipe, count=1), corpus, tmp_path).declined
+        == counts.declined
+        == {"refusal": 4 * counts.total}
+    )
 
 
 def test_a_request_that_used_its_attempts_gives_the_generation_up(corpus: Corpus, tmp_path: Path) -> None:

@@ -18,15 +18,18 @@ _LONGEST_WAIT = 60.0
 # A server that says how long to wait is believed up to so many seconds.
 _LONGEST_TOLD = 600.0
 # Refusals that may be of this one text: of its length, or of what a hosted server's filter sees in it. As vLLM and
-# SGLang, llama.cpp (also with 500), TGI and Together, OpenAI and Azure, DashScope, OpenRouter (403) word them.
-_OF_THE_TEXT = {400, 403, 413, 422, 500}
+# SGLang, llama.cpp, TGI and Together, OpenAI and Azure, and DashScope word them.
 _TEXT = re.compile(
     r"context.{0,8}(length|window|size)|too long|max(imum)?\b.{0,20}(length|tokens)|input.{0,4} length"
     r"|\binputs\b.{0,4}(tokens? \+|must have less than)"
-    r"|content.{0,8}(policy|filter)|usage.polic|invalid_prompt|safety system|data_?inspection|inappropriate content"
-    r"|input was flagged",
+    r"|content.{0,8}(policy|filter)|usage.polic|invalid_prompt|safety system|data_?inspection|inappropriate content",
     re.IGNORECASE,
 )
+# With these a server mostly says something else: that a key is not allowed to do so (OpenRouter's moderation is meant),
+# that it is overloaded (llama.cpp's context is).
+_FLAGGED = re.compile(r"input was flagged|content.{0,8}(policy|filter)", re.IGNORECASE)
+_CONTEXT = re.compile(r"context.{0,8}(length|window|size)", re.IGNORECASE)
+_OF_THE_TEXT = {400: _TEXT, 413: _TEXT, 422: _TEXT, 403: _FLAGGED, 500: _CONTEXT}
 # Ways in which a completion ends that is whole, or as long as it was allowed to be.
 _FINISHED = ("stop", "length")
 # So many completions more that end a thought without its beginning than ones that end without any tell that the chat
@@ -54,7 +57,7 @@ class OpenAI(Engine):
         retries: how often a request is tried again, after waits that double from one second to a minute, or that the
             server asks for; the default waits seven minutes at most, unless it asks for more.
         opens_thought: whether the chat template opens the thought of a reasoning model, so that completions begin in
-            it; no matter where the server parses thoughts itself. Null looks at the template of ``tokenizer`` and at
+            it; false where the server parses thoughts itself. Null looks at the template of ``tokenizer`` and at
             what comes, and ends the run where thoughts come.
         options: further fields of the requests' body, such as ``{"min_p": 0.1}``, or, for a reasoning model on vLLM or
             SGLang that is to answer at once, ``{"chat_template_kwargs": {"enable_thinking": false}}``.
@@ -115,7 +118,7 @@ class OpenAI(Engine):
         if self._chat and self._opens_thought is None and encoder.opens_thoughts():
             raise UserError(
                 f"the chat template of engine.tokenizer {self._tokenizer} opens a thought: set engine.opens_thought "
-                "true, or false if the server has another template"
+                "true, or false if the server parses thoughts itself or has another template"
             )
         self._encoder = encoder
 
@@ -168,7 +171,8 @@ class OpenAI(Engine):
                 return completion
             except openai.APIStatusError as error:
                 reason = f"HTTP {error.status_code}: {_first_line(error.message)}"
-                if error.status_code in _OF_THE_TEXT and _TEXT.search(f"{error.code} {error.message}"):
+                wording = _OF_THE_TEXT.get(error.status_code)
+                if wording is not None and wording.search(f"{error.code} {error.message}"):
                     raise TooLongError(f"the server at {self._url} takes no such request ({reason})") from error
                 statuses.add(error.status_code)
                 told = _told(error.response.headers.get("retry-after"))
