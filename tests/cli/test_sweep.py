@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from forks import Fork, fork
 from optuna.samplers import TPESampler
 from running import Run, start
 
@@ -42,6 +45,16 @@ def config(folder: Path, base: Path, **settings: Any) -> Path:
 def certificate(folder: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((folder / "sweep" / "certificate.json").read_text())
     return value
+
+
+@pytest.fixture
+def forked_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials without the start of an interpreter, for tests of what is between them."""
+
+    def start_trial(command: list[str], **_: Any) -> Fork:
+        return fork(command[2], *command[3:], start_new_session=True)
+
+    monkeypatch.setattr(trials, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start_trial}))
 
 
 def test_a_sweep_ends_with_a_certificate(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
@@ -168,6 +181,7 @@ def test_bad_input_ends_in_one_line(  # type: ignore[no-untyped-def]
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_trials_of_a_base_that_has_changed_are_not_mixed_with_others(
     run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +196,7 @@ def test_trials_of_a_base_that_has_changed_are_not_mixed_with_others(
     assert run("sweep", "--config", first, "--trials", "2") == 0
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_trials_that_had_no_seeds_of_their_own_are_told_of(
     run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +212,7 @@ def test_trials_that_had_no_seeds_of_their_own_are_told_of(
     assert "an earlier version gave the base's own seeds" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.usefixtures("forked_trials")
 def test_a_sweep_over_a_setting_of_a_callback_goes_on(run: Run, small: Path, tmp_path: Path) -> None:
     fit = [f"--config={small}", "--trainer.callbacks+=EMAWeightAveraging"]
     space = {"space": {"trainer.callbacks.decay": [0.5, 0.9]}, "start": {}, "search": "grid"}

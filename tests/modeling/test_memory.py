@@ -65,7 +65,7 @@ def allocated(model: Any, step: Step) -> int:
     [
         ("tiny", 4096, STEP, {}),
         ("tiny", 4096, replace(STEP, micro_batch=1), {}),
-        ("tiny", 50_000, replace(STEP, checkpointing=True, context_length=512, precision="bf16-mixed"), {}),
+        ("tiny", 50_000, replace(STEP, checkpointing=True, context_length=128, precision="bf16-mixed"), {}),
         ("tiny", 1000, replace(STEP, checkpointing=True, context_length=1024), {}),
         (GROUPED, 4096, STEP, {}),
         (GROUPED, 4096, replace(STEP, precision="bf16-mixed", micro_batch=2), {}),

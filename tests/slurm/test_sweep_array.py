@@ -11,7 +11,8 @@ from mini_slurm import MiniSlurm
 
 from megalit.scaling.records import read_record
 
-pytestmark = pytest.mark.slurm
+# Slow: `--workers 2` without SLURM is what every run of the tests does.
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 
 def test_two_workers_certify_one_point_and_run_nothing_twice(
