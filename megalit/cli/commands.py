@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import yaml
@@ -29,12 +30,23 @@ def parse(verb: str, command: type[T], arguments: Sequence[str], epilog: str | N
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with these settings")
     parser.add_class_arguments(command)
+    switches = [f"--{part.name}" for part in fields(command) if isinstance(part.default, bool)]  # type: ignore[arg-type]
     with in_one_line():
-        parsed: Namespace = parser.parse_args(list(arguments))
+        parsed: Namespace = parser.parse_args(with_switches(arguments, switches))
         made: T = command(
             **{key: value for key, value in parser.instantiate_classes(parsed).items() if key != "config"}
         )
     return made
+
+
+def with_switches(arguments: Sequence[str], switches: Iterable[str]) -> list[str]:
+    """The arguments with a value for each switch that stands alone, which is easier to type than ``--status true``."""
+    names = set(switches)
+    following = [*arguments[1:], ""]
+    return [
+        f"{argument}=true" if argument in names and not isinstance(_loaded(after), bool) else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def gather(arguments: Sequence[str], flag: str, leading: bool = False) -> list[str]:
@@ -64,10 +76,13 @@ def gather(arguments: Sequence[str], flag: str, leading: bool = False) -> list[s
 
 def _listed(value: str) -> list[Any]:
     """A value that is written as a list, or a list of that one value; a pattern such as ``[ab]*`` is no list."""
-    if value.startswith("[") and value.endswith("]"):
-        try:
-            loaded = yaml.safe_load(value)
-        except yaml.YAMLError:
-            return [value]
-        return loaded if isinstance(loaded, list) else [value]
-    return [value]
+    loaded = _loaded(value) if value.startswith("[") else value
+    return loaded if isinstance(loaded, list) else [value]
+
+
+def _loaded(value: str) -> Any:
+    """What the parser reads a value as; one that is no YAML is a text."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value

@@ -256,10 +256,10 @@ def _measure_tasks(command: EvaluateCommand, members: Sequence[TrainedModel], ev
     from megalit.evaluation.lm_eval_model import MegalitLM
 
     first = members[0]
-    named = command.tokenizer or (str(first.tokenizer_folder.resolve()) if first.tokenizer_folder is not None else None)
+    named = command.tokenizer or first.tokenizer_folder()
     if named is None:
         raise UserError(f"{first.folder} has no tokenizer beside it, and tasks are texts: set tokenizer")
-    tokenizer = Tokenizer(named)
+    tokenizer = Tokenizer(str(named))
     if first.tokenizer is not None and tokenizer.fingerprint != first.tokenizer and command.tokenizer is not None:
         raise UserError(f"tokenizer {named} is not the one that {first.folder} was trained with: leave tokenizer out")
     model = MegalitLM(

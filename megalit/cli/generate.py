@@ -35,9 +35,6 @@ WORK = "generate.json"
 # So many seconds after an engine died of a signal, this process has heard it, too.
 _HEARD_AFTER = 0.5
 
-_SWITCHES = ("--status", "--redo", "--retry_refused", "--drop_absent")
-_VALUES = (["true"], ["false"], ["True"], ["False"])
-
 HELP = """
 Recipes: Rephrase, CritiqueAndRevise, LatentThoughts, Unconditional, TokenNoise, or a class path of your own.
 Engines: Vllm, OpenAI, Transformers, Scripted.
@@ -84,7 +81,6 @@ class GenerateCommand:
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit generate``."""
-    arguments = [f"{part}=true" if _is_alone(arguments, place) else part for place, part in enumerate(arguments)]
     command = parse(verb, GenerateCommand, arguments, HELP)
     output = Path(command.output)
     if command.status:
@@ -120,11 +116,6 @@ def main(verb: str, arguments: Sequence[str]) -> None:
     else:
         _report(compacted, corpus, output, work.engine)
         print(output)
-
-
-def _is_alone(arguments: Sequence[str], place: int) -> bool:
-    """Whether a switch stands without a value, which is easier to type."""
-    return arguments[place] in _SWITCHES and arguments[place + 1 : place + 2] not in _VALUES
 
 
 def _work(command: GenerateCommand) -> Work:

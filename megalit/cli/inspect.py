@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
+from megalit.cli.commands import with_switches
 from megalit.cli.console import Step
 from megalit.cli.fit_config import WithoutTrainer, parse_fit
 from megalit.cli.parsing import in_one_line
@@ -40,6 +41,7 @@ _SHOWN_WINDOWS = 16
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit inspect STORE`` or ``megalit inspect CONFIG``."""
+    arguments = with_switches(arguments, ("--verify", "--unigrams"))
     target = _positional(arguments)
     if target is not None and not is_remote(target) and not Path(target).exists():
         raise UserError(f"{target} does not exist: name a store, a folder of stores or a configuration")
@@ -79,6 +81,8 @@ def _inspect_stores(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", type=str, help="A configuration; the same as naming it as target.")
     parser.add_argument("--print_config", action="store_true", help="Print the resolved configuration.")
     settings = parser.parse_args(list(arguments))
+    if settings.config is not None or settings.print_config:
+        raise UserError(f"{settings.target} is a store, of which no configuration is read: name one of the two")
     folder = local_stores(settings.target)
     found = [TokenStore(folder)] if exists(folder) else list(open_stores(folder).all)
     for store in found:

@@ -13,7 +13,7 @@ from megalit.cli.run_folder import CONFIG
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.evaluation.checkpoints import exported_model, model_of, newest_checkpoint, plan_of, read_checkpoint
-from megalit.files import read_json
+from megalit.modeling.hugging_face import read_context_length
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams.held_out import shared_documents
 from megalit.streams.remote import is_remote, local_stores, one_spelling
@@ -62,7 +62,6 @@ class TrainedModel:
         context_length: tokens in the windows that it was trained on.
         precision: that it is computed in (Lightning's name).
         tokenizer: fingerprint of its tokenizer, or None where that is not known.
-        tokenizer_folder: where its tokenizer lies, or None.
         stores: folder or URL of the token stores that it was trained on, or None.
         separate: whether its validation documents each start a window.
         documents: that it was trained on; none are known of an exported model.
@@ -74,10 +73,20 @@ class TrainedModel:
     context_length: int
     precision: str
     tokenizer: str | None
-    tokenizer_folder: Path | None
     stores: str | None
     separate: bool
     documents: TrainingDocuments = TrainingDocuments()
+
+    def tokenizer_folder(self) -> Path | None:
+        """Where its tokenizer lies: in the exported folder, or beside the stores, staged where they are remote.
+
+        Raises:
+            UserError: the stores cannot be staged.
+        """
+        if self.stores is None:
+            return self.folder.resolve() if _has_tokenizer(self.folder) else None
+        folder = local_stores(self.stores) / "tokenizer"
+        return folder.resolve() if folder.exists() else None
 
 
 def parse_device(name: str) -> torch.device:
@@ -152,7 +161,6 @@ def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
     data = config["data"]["init_args"]
     plan = plan_of(state)
     precision = str(config["trainer"].get("precision") or "32-true")
-    tokenizer = local_stores(data["stores"]) / "tokenizer" if data.get("stores") else None
     return TrainedModel(
         folder=run,
         checkpoint=checkpoint.name,
@@ -160,7 +168,6 @@ def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
         context_length=int(plan["context_length"]),
         precision=precision,
         tokenizer=plan["settings"]["tokenizer"],
-        tokenizer_folder=tokenizer if tokenizer is not None and tokenizer.exists() else None,
         stores=data.get("stores"),
         separate=bool(data.get("separate_validation")),
         documents=_documents(data, plan),
@@ -177,15 +184,22 @@ def _documents(data: dict[str, Any], plan: dict[str, Any]) -> TrainingDocuments:
 
 
 def _exported(folder: Path) -> TrainedModel:
-    has_tokenizer = (folder / "tokenizer.json").exists()
+    context_length = read_context_length(folder)
+    if context_length is None:
+        raise UserError(
+            f"{folder}/config.json has no max_position_embeddings: add it, the tokens in the longest window"
+        )
     return TrainedModel(
         folder=folder,
         checkpoint="model.safetensors",
         model=exported_model(folder),
-        context_length=int(read_json(folder / "config.json")["max_position_embeddings"]),
+        context_length=context_length,
         precision="32-true",
-        tokenizer=Tokenizer(str(folder.resolve())).fingerprint if has_tokenizer else None,
-        tokenizer_folder=folder.resolve() if has_tokenizer else None,
+        tokenizer=Tokenizer(str(folder.resolve())).fingerprint if _has_tokenizer(folder) else None,
         stores=None,
         separate=False,
     )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").exists()

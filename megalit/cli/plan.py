@@ -17,7 +17,7 @@ from megalit.cli.training import TrainingCLI
 from megalit.errors import UserError
 from megalit.modeling.decoder import Decoder
 from megalit.modeling.memory import Step, step_memory
-from megalit.modeling.micro_batch import RESERVE
+from megalit.modeling.micro_batch import RESERVE, next_smaller
 from megalit.scaling.devices import device_memory, peak_flops
 from megalit.streams import StreamDataModule
 from megalit.streams.assumed import AssumedData, assume_run
@@ -139,7 +139,7 @@ def _step(config: Any, model: Any, plan: RunPlan, devices: int, memory: float | 
     )
     if model.micro_batch == "auto" and memory is not None:
         while step.micro_batch > 1 and step_memory(model, step).peak > (1 - RESERVE) * memory:
-            step = replace(step, micro_batch=-(-step.micro_batch // 2))
+            step = replace(step, micro_batch=next_smaller(step.micro_batch, windows))
     return step
 
 

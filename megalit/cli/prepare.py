@@ -17,7 +17,7 @@ from megalit.corpus.tables import FORMAT, TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.errors import UserError
 from megalit.files import lock, new_folder, read_json, write_json
-from megalit.synthesis.recipes.token_noise import TokenNoise, generate_token_noise
+from megalit.synthesis.recipes.token_noise import CountedNoise, generate_token_noise
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PrepareSettings:
 
     folder: str | None = None
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
-    token_noise: TokenNoise | None = None
+    token_noise: CountedNoise | None = None
     generations: list[str] = field(default_factory=list)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
@@ -140,12 +140,12 @@ def _lost_with_duplicates(manifest: dict[str, Any]) -> str:
     return f" with {' and '.join(lost)} (to keep them, put all that belongs to a document into the lists of one row)"
 
 
-def _ensure_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path) -> None:
+def _ensure_token_noise(recipe: CountedNoise, corpus: Corpus, folder: Path) -> None:
     with _locked(folder):
         _open_or_build_token_noise(recipe, corpus, folder)
 
 
-def _open_or_build_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path) -> None:
+def _open_or_build_token_noise(recipe: CountedNoise, corpus: Corpus, folder: Path) -> None:
     if (folder / "manifest.json").exists():
         _same_settings(folder, read_json(folder / "manifest.json")["settings"], asdict(recipe))
         return

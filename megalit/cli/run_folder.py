@@ -14,7 +14,7 @@ from megalit.evaluation.results import FILE as EVALUATION
 from megalit.evaluation.results import file_of_checkpoint
 from megalit.files import lock, visible, write_atomic
 from megalit.scaling.records import FILE as RECORD
-from megalit.scaling.records import RunRecord, read_record
+from megalit.scaling.records import NO_RESULT, RunRecord, read_record
 
 CONFIG = "config.yaml"
 LOSS_CURVE = "loss.png"
@@ -32,17 +32,13 @@ _RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path("step-*.ckpt
 _LOGGED = ("metrics.csv", "hparams.yaml", "events.out.tfevents.*")
 
 # Settings that change neither the order of the data nor the result of a step, so that a run may be continued with other
-# ones. (A step whose result is not finite has none: the run stops before it, and may go on by skipping it.)
-_FREE = (
+# ones.
+_FREE = NO_RESULT | {
     "run",
     "overwrite",
-    "ckpt_path",
     "weights_only",
     "config",
     "verbose",
-    "checkpoint",
-    "progress",
-    "preemption",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -53,16 +49,8 @@ _FREE = (
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
     "trainer.max_time",
-    "data.init_args.num_workers",
-    "data.init_args.ignore_plan",
     "data.init_args.sets",  # the plan says what they come to
-    "data.init_args.incomplete",  # the same
-    "model.micro_batch",
-    "model.attention",
-    "model.compile",
-    "model.gradient_checkpointing",
-    "model.nonfinite",
-)
+}
 
 # Settings that the loss of a trained model on its validation suites depends on.
 _MEASURED = (

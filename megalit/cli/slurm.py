@@ -127,8 +127,7 @@ def _divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The launcher's own arguments, and the verb with its."""
     given = list(arguments)
     place = given.index("--") if "--" in given else len(given)
-    own = [part + "=true" if part == "--dry_run" else part for part in given[:place]]
-    launched = given[place + 1 :]
+    own, launched = given[:place], given[place + 1 :]
     if {"--help", "-h", "--print_config"}.intersection(own):
         return own, launched or [""]
     if not launched:

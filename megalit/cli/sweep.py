@@ -82,12 +82,6 @@ class SweepCommand:
 
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit sweep``."""
-    switches = ("--status", "--extend", "--retry_failed")  # easier to type alone
-    arguments = list(arguments)
-    for place, argument in enumerate(arguments):
-        following = arguments[place + 1 : place + 2]
-        if argument in switches and following not in (["true"], ["false"], ["True"], ["False"]):
-            arguments[place] = f"{argument}=true"
     command = parse(verb, SweepCommand, arguments, HELP)
     folder = Path(command.output)
     if command.status:

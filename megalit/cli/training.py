@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Preemption, Progress, ScalingLaw, Throughput
+from megalit.cli.commands import with_switches
 from megalit.cli.console import console
 from megalit.cli.host_memory import keep_freed_memory
 from megalit.cli.parsing import in_one_line
@@ -90,7 +91,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
             TrainingCLI(
                 LanguageModel,
                 StreamDataModule,
-                args=[verb, *arguments],
+                args=[verb, *with_switches(arguments, ("--overwrite",))],
                 **{**PARSING, "parser_kwargs": {**PARSING["parser_kwargs"], verb: {"exit_on_error": False}}},
             )
             _leave_group()

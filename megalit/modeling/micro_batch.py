@@ -32,7 +32,7 @@ def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
     share: int = model.trainer.datamodule.global_batch // model.trainer.world_size
     size = share
     while size > 1 and not _fits(model, plan, size, passes=1 if size == share else 2):
-        size = max(part for part in range(1, size // 2 + 1) if share % part == 0)
+        size = next_smaller(size, share)
     torch.cuda.reset_peak_memory_stats(model.device)
     if model.trainer.world_size > 1:
         smallest = torch.tensor(size, device=model.device)
@@ -43,6 +43,11 @@ def find_micro_batch(model: Any, plan: TrainingPlan) -> int | None:
         torch._dynamo.reset()
     model.print(f"micro-batch: {size} of {share} windows in a pass")
     return size
+
+
+def next_smaller(size: int, share: int) -> int:
+    """The windows of a pass to try when ``size`` of them do not fit: at most half, and a divisor of a rank's share."""
+    return max(part for part in range(1, size // 2 + 1) if share % part == 0)
 
 
 def _fits(model: Any, plan: TrainingPlan, windows: int, passes: int) -> bool:

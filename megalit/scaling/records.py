@@ -16,6 +16,24 @@ FILE = "record.json"
 # Beside a copy of the package: the commit that it was made from.
 COMMIT = "COMMIT"
 
+# Settings of a configuration that change no result: how a run is stopped, kept, shown and computed.
+NO_RESULT = frozenset(
+    {
+        "checkpoint",
+        "ckpt_path",
+        "preemption",
+        "progress",
+        "data.init_args.ignore_plan",
+        "data.init_args.incomplete",  # the plan says what is read
+        "data.init_args.num_workers",
+        "model.attention",
+        "model.compile",
+        "model.gradient_checkpointing",
+        "model.micro_batch",
+        "model.nonfinite",  # a step whose result is not finite has none: the run stops before it, or skips it
+    }
+)
+
 
 @dataclass
 class CurvePoint:

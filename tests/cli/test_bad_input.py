@@ -231,6 +231,11 @@ def made(run: Run, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_number_of_noisy_generations_is_the_verbs_own(refused: Refused) -> None:
+    """A recipe's count would be left out without a word."""
+    assert "count" in refused("generate", "--recipe", "TokenNoise", "--recipe.count", "7", "--engine", "Scripted")
+
+
 @pytest.mark.parametrize("name", ["absent/tokenizer", "./absent"])
 def test_a_tokenizer_that_is_not_there(
     name: str, run: Run, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,8 @@
 
 import pytest
 
-from megalit.cli.commands import gather, parse
+from megalit.cli.commands import gather, parse, with_switches
+from megalit.cli.generate import GenerateCommand
 from megalit.cli.report import ReportCommand
 from megalit.errors import UserError
 
@@ -47,3 +48,26 @@ def test_other_flags_keep_their_places_and_values() -> None:
     assert gather(["--run", "a", "b", "--batch=2"], "--run") == ["--batch=2", '--run=["a", "b"]']
     assert gather(["--run", "[a, b]"], "--run") == ['--run=["a", "b"]']
     assert gather(["--batch", "2"], "--run") == ["--batch", "2"]
+
+
+@pytest.mark.parametrize(
+    ("written", "redo", "status"),
+    [
+        ([], False, False),
+        (["--status"], False, True),
+        (["--status", "true"], False, True),
+        (["--status", "false"], False, False),
+        (["--status=False"], False, False),
+        (["--status", "--redo", "no"], False, True),
+        (["--redo", "--shard", "1/2", "--status"], True, True),
+    ],
+)
+def test_a_switch_needs_no_value(written: list[str], redo: bool, status: bool) -> None:
+    command = parse("generate", GenerateCommand, written)
+    assert (command.redo, command.status) == (redo, status)
+
+
+def test_what_follows_a_switch_and_is_no_value_is_left_for_the_parser() -> None:
+    assert with_switches(["--status", "page", "--other"], ["--status"]) == ["--status=true", "page", "--other"]
+    with pytest.raises(UserError, match="page"):
+        parse("generate", GenerateCommand, ["--status", "page"])

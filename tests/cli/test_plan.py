@@ -9,6 +9,7 @@ import yaml
 from data_sets import DataSet
 from running import Run
 
+from megalit.modeling.micro_batch import RESERVE
 from megalit.scaling.records import read_record
 from megalit.streams.plan_arrays import plans_folder
 
@@ -124,6 +125,20 @@ def test_gpus_divide_what_can_be_divided(plan: Any, run: Run, small: Path, capsy
     assert all(entry["fits"] for entry in one["memory"])
     assert run("plan", *flags, "--gpus", "3") == 2
     assert "does not divide among 3 devices" in capsys.readouterr().err
+
+
+def test_the_micro_batch_is_one_that_training_would_take(
+    plan: Any, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six windows three or two make equal passes, four do not."""
+    flags = ["--config", small, "--trainer.accelerator", "gpu", "--trainer.precision", "bf16-mixed"]
+    flags += ["--data.global_batch", "6", "--model.micro_batch", "auto"]
+    memory = {
+        entry["micro_batch"]: entry["peak"] for entry in plan(*flags)["memory"] if not entry["gradient_checkpointing"]
+    }
+    for room, found in ((memory[6], 6), (memory[4], 3), (memory[2], 1)):
+        monkeypatch.setattr("megalit.cli.plan.device_memory", lambda _, room=room: room / (1 - RESERVE))
+        assert plan(*flags)["step"]["micro_batch"] == found
 
 
 def test_the_tables_name_what_matters(run: Run, small: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

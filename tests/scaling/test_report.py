@@ -3,6 +3,8 @@
 import json
 import re
 import statistics
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ from made_runs import make_ensemble, make_experiment, make_run
 from report_pages import Page, report
 
 from megalit.errors import UserError
-from megalit.scaling.records import read_record
+from megalit.scaling.records import NO_RESULT, read_record
 from megalit.scaling.report import PAGE, find_runs, write_report
-from megalit.scaling.report.setting import loss_of
+from megalit.scaling.report.setting import loss_of, settings_of
 from megalit.scaling.report.study import make_study
 
 
@@ -80,6 +82,20 @@ def test_only_what_differs_is_a_column(experiment: tuple[Path, Page]) -> None:
     assert not {"learning_rate", "context_length", "stores", "seed", "run", "accelerator", "default_root_dir"} & set(
         columns
     )
+
+
+@pytest.mark.parametrize("key", sorted(NO_RESULT))
+def test_how_a_run_was_stopped_and_computed_makes_no_other_setting(tmp_path: Path, key: str) -> None:
+    """As ``megalit slurm --signal USR2`` puts a signal into what handles them."""
+    record = read_record(make_run(tmp_path / "run"))
+    *sections, name = key.split(".")
+    inner = changed = deepcopy(record.config)
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[name] = {"signals": ["SIGUSR2"]} if name == "preemption" else 7
+    assert settings_of(replace(record, config=changed)) == settings_of(record)
+    inner["another"] = 7
+    assert settings_of(replace(record, config=changed)) != settings_of(record)
 
 
 def test_all_runs_are_listed_with_their_seeds(experiment: tuple[Path, Page]) -> None:

@@ -9,29 +9,18 @@ from functools import cached_property
 from typing import Any
 
 from megalit.scaling.ledger import count_generations
-from megalit.scaling.records import RunRecord
+from megalit.scaling.records import NO_RESULT, RunRecord
 from megalit.scaling.report.reading import Run
 
 # Keys of a configuration in which two runs of one setting may differ: seeds, places, and what changes no result.
-_FREE = {
+_FREE = NO_RESULT | {
     "run",
     "seed_everything",
     "prepare",
-    "checkpoint",
     "record",
-    "progress",
-    "ckpt_path",
     "data.init_args.stores",
     "data.init_args.seed",
-    "data.init_args.num_workers",
-    "data.init_args.ignore_plan",
-    "data.init_args.incomplete",  # what is read is the same where both are possible
     "model.seed",
-    "model.micro_batch",
-    "model.compile",
-    "model.gradient_checkpointing",
-    "model.attention",
-    "model.nonfinite",
 }
 # Of Lightning's own settings these change a result.
 _TRAINER = {"precision", "callbacks"}
