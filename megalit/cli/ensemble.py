@@ -17,13 +17,13 @@ from megalit.callbacks import SelfDistillation
 from megalit.cli.commands import gather, parse
 from megalit.cli.console import Step, console
 from megalit.cli.fit_config import ParsedFit, fit_config, parse_fit
-from megalit.cli.models import TrainedModel, named_device, open_model, parse_device
+from megalit.cli.models import TrainedModel, check_members, named_device, open_model, parse_device
 from megalit.cli.run_folder import RunFolder
 from megalit.cli.suites import Cutting, check_unseen, suite_store
 from megalit.cli.tables import ensemble_tables
 from megalit.errors import UserError
 from megalit.evaluation.ensembles import kept_losses, logit_curve, losses_file, probability_curve, select
-from megalit.evaluation.losses import Losses, check_vocabularies, token_losses
+from megalit.evaluation.losses import Losses, token_losses
 from megalit.files import write_json
 from megalit.modeling.out_of_memory import no_room, told_out_of_memory
 from megalit.preemption import STOP, STOPPED, Preempted, requeue_job, say_stopped
@@ -221,7 +221,7 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
     for number, path in enumerate(members):
         member = opened[0] if number == 0 else open_model(path)
         if number:
-            _check(opened[0], member)
+            check_members([opened[0], member])
             for name, store in stores.items():
                 check_unseen(name, store, member)
         for name, suite in suites.items():
@@ -246,17 +246,6 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
 def _windows(store: TokenStore, model: TrainedModel) -> SuiteWindows:
     cutting = Cutting().of(model)
     return cutting.windows(store)(int(cutting.context_length or 0))
-
-
-def _check(first: TrainedModel, member: TrainedModel) -> None:
-    """Refuse members that cannot be averaged."""
-    check_vocabularies([first.model, member.model])
-    for name in ("tokenizer", "context_length", "precision"):
-        one, other = getattr(first, name), getattr(member, name)
-        if None not in (one, other) and one != other:
-            raise UserError(
-                f"{first.folder} and {member.folder} differ in their {name} ({one}, {other}): take members that agree"
-            )
 
 
 def _losses(

@@ -12,14 +12,14 @@ import torch
 
 from megalit.cli.commands import gather, parse
 from megalit.cli.console import Step, console
-from megalit.cli.models import TrainedModel, named_device, open_model
+from megalit.cli.models import TrainedModel, check_members, named_device, open_model
 from megalit.cli.suites import Cutting, conditions, suite_store
 from megalit.cli.tables import evaluation_tables
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.evaluation.downstream import evaluate_tasks, require_lm_eval, task_conditions
-from megalit.evaluation.losses import Average, check_vocabularies, ranks
+from megalit.evaluation.losses import Average, ranks
 from megalit.evaluation.measuring import by_context_length, context_lengths, measure
 from megalit.evaluation.plots import plot_curves
 from megalit.evaluation.results import FILE, Evaluation, file_of_checkpoint, over_runs, read_evaluation
@@ -148,7 +148,7 @@ def _evaluate(
     command: EvaluateCommand, members: Sequence[TrainedModel], device: torch.device
 ) -> tuple[Evaluation, Path]:
     """Measure one model, or several as one; give what was measured and the file that it is in."""
-    _check_members(members)
+    check_members(members)
     title = " + ".join(_title(member) for member in members)
     kept = _file(members[0]) if len(members) == 1 else None
     evaluation = Evaluation(title, " + ".join(member.checkpoint for member in members))
@@ -191,18 +191,6 @@ def _file(model: TrainedModel) -> Path:
     """Where a model's results are kept: other verbs take ``evaluation.json`` for what the run came to."""
     earlier = _earlier(model)
     return model.folder / (FILE if earlier is None else file_of_checkpoint(earlier))
-
-
-def _check_members(members: Sequence[TrainedModel]) -> None:
-    """Refuse members that cannot be averaged."""
-    for name in ("tokenizer", "precision", "context_length"):
-        values = {getattr(member, name) for member in members} - {None}
-        if len(values) > 1:
-            raise UserError(
-                f"the members of the ensemble differ in their {name} ({' and '.join(sorted(map(str, values)))}): "
-                + ("set precision" if name == "precision" else "choose members that share it")
-            )
-    check_vocabularies([member.model for member in members])
 
 
 def _measure_suite(

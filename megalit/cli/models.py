@@ -1,8 +1,10 @@
 """Models that were trained: from a run's folder, one of its checkpoints, or a folder that was exported."""
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,15 @@ import yaml
 from megalit.cli.run_folder import CONFIG
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import exported_model, model_of, newest_checkpoint, plan_of, read_checkpoint
+from megalit.evaluation.checkpoints import (
+    exported_model,
+    in_precision,
+    model_of,
+    newest_checkpoint,
+    plan_of,
+    read_checkpoint,
+)
+from megalit.evaluation.losses import check_vocabularies
 from megalit.modeling.hugging_face import read_context_length
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams.held_out import shared_documents
@@ -89,6 +99,23 @@ class TrainedModel:
         return folder.resolve() if folder.exists() else None
 
 
+def check_members(members: Sequence[TrainedModel]) -> None:
+    """Refuse models that cannot be averaged.
+
+    Raises:
+        UserError: they read other tokens or windows than each other, or are computed in other precisions.
+    """
+    for one, other in combinations(members, 2):
+        for name in ("tokenizer", "context_length", "precision"):
+            values = getattr(one, name), getattr(other, name)
+            if None not in values and values[0] != values[1]:
+                raise UserError(
+                    f"{one.folder} and {other.folder} differ in their {name} ({', '.join(map(str, values))}): take "
+                    "members that agree" + (", or give `megalit evaluate` a --precision" if name == "precision" else "")
+                )
+    check_vocabularies([member.model for member in members])
+
+
 def parse_device(name: str) -> torch.device:
     """The device of a name, nothing of which is used yet; ``auto`` is this process's GPU where there is one.
 
@@ -150,9 +177,7 @@ def open_model(path: Path, precision: str | None = None) -> TrainedModel:
 def _in_precision(trained: TrainedModel, precision: str | None) -> TrainedModel:
     """The model with the weights' type that a precision asks for."""
     precision = precision or trained.precision
-    # Without autocast the weights' own type is that of the computation.
-    trained.model.to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
-    return replace(trained, precision=precision)
+    return replace(trained, model=in_precision(trained.model, precision), precision=precision)
 
 
 def _of_run(run: Path, checkpoint: Path) -> TrainedModel:

@@ -11,9 +11,8 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from megalit.cli.console import make_console
-from megalit.cli.fit_config import WithoutTrainer, parse_fit
+from megalit.cli.fit_config import FitParser, WithoutTrainer, parse_fit
 from megalit.cli.prediction import Disk, Prediction, Time, print_prediction
-from megalit.cli.training import TrainingCLI
 from megalit.errors import UserError
 from megalit.modeling.decoder import Decoder
 from megalit.modeling.memory import Step, step_memory
@@ -54,7 +53,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         print_prediction(prediction, make_console())
 
 
-def predict(cli: TrainingCLI) -> Prediction:
+def predict(cli: FitParser) -> Prediction:
     """What the run of a parsed configuration will take.
 
     Raises:

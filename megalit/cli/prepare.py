@@ -13,7 +13,7 @@ from typing import Any
 from megalit.cli.console import Step, console
 from megalit.corpus.build import CorpusSettings, build_corpus, input_now
 from megalit.corpus.contamination import GuardSettings
-from megalit.corpus.tables import FORMAT, TRAIN, VALIDATION, Corpus
+from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.errors import UserError
 from megalit.files import lock, new_folder, read_json, write_json
@@ -98,7 +98,22 @@ def ensure_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
         UserError: a bad input, or the folder holds a corpus with other settings or older inputs.
     """
     with _locked(folder):
-        return _open_or_build_corpus(settings, folder)
+        if (folder / "manifest.json").exists():
+            corpus = Corpus(folder)
+            _same_settings(folder, corpus.manifest["settings"], asdict(settings))
+            _same_inputs(corpus)
+            return corpus
+        _refuse_foreign(folder)
+        with Step(f"reading documents from {', '.join(settings.inputs)}") as shown:
+            corpus = build_corpus(settings, folder, lambda count: shown.update(count, "documents"))
+    manifest = corpus.manifest
+    counts = manifest["documents"]
+    console.print(
+        f"corpus: {counts[TRAIN]:,} training and {counts[VALIDATION]:,} validation documents, "
+        f"{manifest['generations']:,} generations, {manifest['thoughts']:,} thoughts, "
+        f"{manifest['duplicates_removed']:,} exact duplicates removed{_lost_with_duplicates(manifest)}"
+    )
+    return corpus
 
 
 def _same_inputs(corpus: Corpus) -> None:
@@ -114,25 +129,6 @@ def _same_inputs(corpus: Corpus) -> None:
             write_json(corpus.folder / "manifest.json", {**corpus.manifest, "inputs": now})
 
 
-def _open_or_build_corpus(settings: CorpusSettings, folder: Path) -> Corpus:
-    if (folder / "manifest.json").exists():
-        corpus = Corpus(folder)
-        _same_settings(folder, corpus.manifest["settings"], asdict(settings))
-        _same_inputs(corpus)
-        return corpus
-    _refuse_foreign(folder)
-    with Step(f"reading documents from {', '.join(settings.inputs)}") as shown:
-        corpus = build_corpus(settings, folder, lambda count: shown.update(count, "documents"))
-    manifest = corpus.manifest
-    counts = manifest["documents"]
-    console.print(
-        f"corpus: {counts[TRAIN]:,} training and {counts[VALIDATION]:,} validation documents, "
-        f"{manifest['generations']:,} generations, {manifest['thoughts']:,} thoughts, "
-        f"{manifest['duplicates_removed']:,} exact duplicates removed{_lost_with_duplicates(manifest)}"
-    )
-    return corpus
-
-
 def _lost_with_duplicates(manifest: dict[str, Any]) -> str:
     lost = [f"{manifest[f'{name}_removed']:,} {name}" for name in ("generations", "thoughts")]
     if not (manifest["generations_removed"] or manifest["thoughts_removed"]):
@@ -142,45 +138,13 @@ def _lost_with_duplicates(manifest: dict[str, Any]) -> str:
 
 def _ensure_token_noise(recipe: CountedNoise, corpus: Corpus, folder: Path) -> None:
     with _locked(folder):
-        _open_or_build_token_noise(recipe, corpus, folder)
-
-
-def _open_or_build_token_noise(recipe: CountedNoise, corpus: Corpus, folder: Path) -> None:
-    if (folder / "manifest.json").exists():
-        _same_settings(folder, read_json(folder / "manifest.json")["settings"], asdict(recipe))
-        return
-    _refuse_foreign(folder)
-    with Step("token noise") as shown:
-        rows = generate_token_noise(recipe, corpus, folder, lambda count: shown.update(count, "generations"))
-    console.print(f"token noise: {rows:,} generations, {recipe.count} for each training document")
-
-
-def generation_set(folder: Path) -> dict[str, Any]:
-    """What a folder of generations says of itself, as settings of a :class:`GenerationSet`.
-
-    Raises:
-        UserError: nothing finished there, or something else.
-    """
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise UserError(
-            f"{folder} holds no finished generations: make them with `megalit generate --output {folder}` "
-            "and a --config (configs/generate/ has examples)"
-        )
-    manifest = read_json(path)
-    table = folder / "generations.parquet"
-    # Corpora and stores have manifests of the same name.
-    if not isinstance(manifest, dict) or not {"recipe", "kind"} <= manifest.keys() or not table.exists():
-        raise UserError(
-            f"{folder} holds no generations but something else: name a folder that `megalit generate` wrote"
-        )
-    if manifest.get("format", 0) > FORMAT:
-        raise UserError(f"{folder} was written by a newer megalit: upgrade megalit")
-    changing = {key: manifest[key] for key in ("settings", "identities") if key in manifest}
-    made = {key: manifest.get(key) for key in ("recipe", "version", "model")}
-    if manifest["recipe"] == "token_noise" and "model" not in manifest:  # made by the preparation itself
-        made, changing = {"recipe": manifest["settings"]}, {}
-    return {"name": folder.name, "kind": manifest["kind"], "path": table, "origin": {**made, **changing}}
+        if (folder / "manifest.json").exists():
+            _same_settings(folder, read_json(folder / "manifest.json")["settings"], asdict(recipe))
+            return
+        _refuse_foreign(folder)
+        with Step("token noise") as shown:
+            rows = generate_token_noise(recipe, corpus, folder, lambda count: shown.update(count, "generations"))
+        console.print(f"token noise: {rows:,} generations, {recipe.count} for each training document")
 
 
 def ensure_stores(
@@ -191,32 +155,21 @@ def ensure_stores(
     folder: Path,
 ) -> None:
     """Build the tokenizer, if it is to be trained, and the stores that are missing; one process at a time."""
-    with _locked(folder):
-        _build_stores(corpus, generations, settings, guard, folder)
-
-
-def _build_stores(
-    corpus: Corpus,
-    generations: Sequence[Path],
-    settings: TokenizerSettings,
-    guard: GuardSettings,
-    folder: Path,
-) -> None:
     # Imported here: it brings torch along, which `megalit corpus` does without.
     from megalit.streams.building import build_stores
     from megalit.streams.sources import GenerationSet
 
-    sets = [GenerationSet(**generation_set(made)) for made in generations]
-    names = [made.name for made in sets]
-    for name in names:
-        if names.count(name) > 1 or name in ("real", "validation", "generations", "tokenizer"):
-            raise UserError(f"two stores would have the name '{name}': rename the folder of the generations")
-    tokenizer = _ensure_tokenizer(corpus, settings, folder / "tokenizer")
-    title = "tokenizing"
-    with Step(title) as shown:
-        built = build_stores(
-            corpus, sets, tokenizer, folder, guard, lambda name, items: shown.update(items, f"items of {name}")
-        )
+    with _locked(folder):
+        sets = [GenerationSet.read(made) for made in generations]
+        names = [made.name for made in sets]
+        for name in names:
+            if names.count(name) > 1 or name in ("real", "validation", "generations", "tokenizer"):
+                raise UserError(f"two stores would have the name '{name}': rename the folder of the generations")
+        tokenizer = _ensure_tokenizer(corpus, settings, folder / "tokenizer")
+        with Step("tokenizing") as shown:
+            built = build_stores(
+                corpus, sets, tokenizer, folder, guard, lambda name, items: shown.update(items, f"items of {name}")
+            )
     for manifest in built:
         console.print(f"tokenized: {manifest.kind}, {manifest.items:,} items, {manifest.tokens:,} tokens")
         found = manifest.contamination

@@ -4,26 +4,23 @@
 checkpoint, measure the last weights, write the record.
 """
 
-import logging
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Preemption, Progress, ScalingLaw, Throughput
+from megalit.callbacks import AtomicCheckpointIO, Checkpoint, ScalingLaw
 from megalit.cli.commands import with_switches
 from megalit.cli.console import console
+from megalit.cli.fit_config import PARSING, FitParser, quiet
 from megalit.cli.host_memory import keep_freed_memory
 from megalit.cli.parsing import in_one_line
-from megalit.cli.prepare import PrepareSettings, prepare
 from megalit.cli.run_folder import LOSS_CURVE, METRICS, Adoption, RunFolder
 from megalit.cli.tables import plan_table, result_table
 from megalit.errors import UserError
@@ -32,47 +29,7 @@ from megalit.preemption import STOP, Preempted, is_requeued, lock_patience
 from megalit.scaling.plots import loss_curve
 from megalit.streams import StreamDataModule
 
-# One Lightning epoch is the whole run, and one batch one optimizer step; the length comes from the data
-# plan. Settings that would contradict it are refused.
-_OURS = {
-    "max_epochs": 1,
-    "min_epochs": None,
-    "max_steps": -1,
-    "min_steps": None,
-    "accumulate_grad_batches": 1,
-    "gradient_clip_val": None,
-    "use_distributed_sampler": False,
-    "reload_dataloaders_every_n_epochs": 0,
-    "limit_train_batches": None,
-    "overfit_batches": 0.0,
-    "fast_dev_run": False,
-}
-_REMEDY = {
-    "accumulate_grad_batches": "model.micro_batch",
-    "gradient_clip_val": "model.gradient_clip",
-}
-
-
 _Kind = TypeVar("_Kind")
-
-_OVERWRITE = "Replace the run that is in the folder; the same command continues the new one until it is finished."
-
-# How configurations are parsed, for every verb that takes those of ``fit``.
-PARSING: dict[str, Any] = {
-    "subclass_mode_data": True,
-    "save_config_callback": None,
-    "auto_configure_optimizers": False,
-    "load_from_checkpoint_support": False,
-    "seed_everything_default": 0,
-    "trainer_defaults": {
-        **_OURS,
-        "num_sanity_val_steps": 0,
-        "enable_model_summary": False,
-        "val_check_interval": 0.1,
-        "log_every_n_steps": 10,
-    },
-    "parser_kwargs": {"prog": "megalit", "exit_on_error": False},
-}
 
 
 @runtime_checkable
@@ -125,26 +82,8 @@ def _forget(state_dict: dict[str, Any]) -> None:
     """Load nothing."""
 
 
-def quiet() -> None:
-    """Silence what a user of megalit can do nothing about."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
-    for pattern in (
-        ".*LightningCLI's args parameter.*",  # the verbs call it so on purpose
-        ".*`srun` command is available on your system.*",  # `megalit slurm` uses it
-        ".*does not have many workers.*",  # windows are slices of mapped files
-        ".*isinstance.*LeafSpec.*",
-        ".*`srun` command is available.*",  # a short run on a login node
-        ".*GPU available but not used.*",
-        ".*Experiment logs directory .* exists.*",
-        ".*WeightAveraging callback with a model that overrides.*",  # sharded models are refused
-    ):
-        warnings.filterwarnings("ignore", message=pattern)
-
-
-class TrainingCLI(LightningCLI):
-    """LightningCLI with a run folder, data preparation and a plan."""
+class TrainingCLI(FitParser):
+    """What ``fit`` parses, and trains and measures by it."""
 
     verb = "fit"
 
@@ -153,45 +92,6 @@ class TrainingCLI(LightningCLI):
         # Parsers are slow to build: only the one that is asked for.
         known = LightningCLI.subcommands()
         return {TrainingCLI.verb: known[TrainingCLI.verb] | {"ckpt_path", "weights_only"}}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run", type=str, default="runs/default", help="Folder of this run.")
-        parser.add_argument("--overwrite", type=bool, default=False, help=_OVERWRITE)
-        parser.add_class_arguments(PrepareSettings, "prepare")
-        parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.add_lightning_class_args(Preemption, "preemption")
-        parser.add_lightning_class_args(ScalingLaw, "record")
-        parser.add_lightning_class_args(Progress, "progress")
-        parser.add_lightning_class_args(Throughput, "throughput")
-
-    def before_instantiate_classes(self) -> None:
-        config = self.config if self.subcommand is None else self.config[self.subcommand]
-        for key, value in _OURS.items():
-            if config.trainer.get(key) != value:
-                remedy = _REMEDY.get(key, "data.real_epochs or data.total_tokens")
-                raise UserError(f"trainer.{key} is set, and the data plan decides it: use {remedy} instead")
-        self._set_defaults(config)
-        self.plain_config = self._plain(config)
-
-    def _set_defaults(self, config: Any) -> None:
-        """Fill in what follows from other settings, so that the saved configuration says it."""
-        data = config.data.init_args
-        config.trainer.default_root_dir = config.run
-        if data.get("seed") is None:
-            data.seed = int(config.seed_everything)
-        if config.model.get("seed") is None:
-            config.model.seed = int(config.seed_everything)
-        if data.get("stores") is None and config.prepare.folder is not None:
-            data.stores = str(Path(config.prepare.folder) / "stores")
-        if config.trainer.logger in (None, True):
-            config.trainer.logger = True
-
-    def _plain(self, config: Any) -> dict[str, Any]:
-        text = self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True)
-        plain: dict[str, Any] = yaml.safe_load(text)
-        for key in ("config", "overwrite"):
-            plain.pop(key, None)
-        return plain
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         trainer = self.config_init[self.verb].trainer
@@ -307,11 +207,6 @@ class TrainingCLI(LightningCLI):
         function = getattr(self.trainer, verb)
         results = function(self.model, datamodule=self.datamodule, ckpt_path=checkpoint, verbose=False)
         return {name.removeprefix("validation/"): value for result in results for name, value in result.items()}
-
-    def prepare_data(self, config: Any) -> None:
-        """Build the data that is missing."""
-        if config.prepare.folder is not None:
-            prepare(PrepareSettings(**vars(config.prepare)))
 
     def _callback(self, kind: type[_Kind]) -> _Kind:
         trainer: Any = self.trainer

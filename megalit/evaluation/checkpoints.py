@@ -113,7 +113,7 @@ def load_model(path: Path, precision: str = "32-true") -> LanguageModel:
     found = find_checkpoint(path)
     if not (found / "config.json").exists():
         return model_of(read_checkpoint(found), precision)
-    return _ready(exported_model(found), precision)
+    return in_precision(exported_model(found), precision)
 
 
 def exported_model(folder: Path) -> LanguageModel:
@@ -135,10 +135,11 @@ def model_of(state: dict[str, Any], precision: str = "32-true") -> LanguageModel
     model.on_load_checkpoint(state)
     model.load_state_dict(state["state_dict"])
     model.tokenizer = plan_of(state)["settings"].get("tokenizer")
-    return _ready(model, precision)
+    return in_precision(model, precision)
 
 
-def _ready(model: LanguageModel, precision: str) -> LanguageModel:
+def in_precision(model: LanguageModel, precision: str) -> LanguageModel:
+    """The model with weights of the type that a precision (Lightning's name) asks for, ready to be evaluated."""
     # Without autocast the weights' own type is that of the computation.
     return model.to(torch.bfloat16 if precision == "bf16-true" else torch.float32).eval()
 

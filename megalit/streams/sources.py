@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
+from megalit.corpus.tables import FORMAT, TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
+from megalit.files import read_json
 from megalit.streams import store as stores
 from megalit.streams.store import Kind
 from megalit.streams.thoughts import TOKEN_OFFSETS, Places
@@ -83,6 +84,34 @@ class GenerationSet:
     kind: Literal["generations", "thoughts", "samples"]
     path: Path
     origin: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "GenerationSet":
+        """What a folder of generations says of itself.
+
+        Raises:
+            UserError: nothing finished there, or something else.
+        """
+        path = folder / "manifest.json"
+        if not path.exists():
+            raise UserError(
+                f"{folder} holds no finished generations: make them with `megalit generate --output {folder}` "
+                "and a --config (configs/generate/ has examples)"
+            )
+        manifest = read_json(path)
+        table = folder / "generations.parquet"
+        # Corpora and stores have manifests of the same name.
+        if not isinstance(manifest, dict) or not {"recipe", "kind"} <= manifest.keys() or not table.exists():
+            raise UserError(
+                f"{folder} holds no generations but something else: name a folder that `megalit generate` wrote"
+            )
+        if manifest.get("format", 0) > FORMAT:
+            raise UserError(f"{folder} was written by a newer megalit: upgrade megalit")
+        changing = {key: manifest[key] for key in ("settings", "identities") if key in manifest}
+        made = {key: manifest.get(key) for key in ("recipe", "version", "model")}
+        if manifest["recipe"] == "token_noise" and "model" not in manifest:  # made by the preparation itself
+            made, changing = {"recipe": manifest["settings"]}, {}
+        return cls(folder.name, manifest["kind"], table, {**made, **changing})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from megalit.cli.data import CorpusCommand, TokenizeCommand
 from megalit.cli.ensemble import EnsembleCommand, divided
 from megalit.cli.evaluate import EvaluateCommand, gather
 from megalit.cli.export import ExportCommand
-from megalit.cli.fit_config import fit_config
+from megalit.cli.fit_config import PARSING, fit_config
 from megalit.cli.generate import GenerateCommand
 from megalit.cli.plan import PlanCLI, predict
 from megalit.cli.prediction import Prediction
@@ -23,7 +23,6 @@ from megalit.cli.report import ReportCommand
 from megalit.cli.scaling import FitCommand
 from megalit.cli.scaling_efficiency import EfficiencyCommand
 from megalit.cli.sweep import SweepCommand
-from megalit.cli.training import PARSING
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams import StreamDataModule
 from megalit.tuning.space import Space

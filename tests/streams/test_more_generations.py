@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,6 @@ import pytest
 import torch
 from data_sets import GENERATIONS, DataSet
 
-from megalit.cli.prepare import generation_set
 from megalit.errors import UserError
 from megalit.streams import LatentThoughtStream, MixtureStream, RealStream, SimpleStream, StitchedStream
 from megalit.streams.building import build_stores
@@ -37,7 +37,7 @@ def add_generations(
 ) -> None:
     made = folder.parent / name
     generate_token_noise(CountedNoise(count=2, seed=seed), data_set.corpus, made)
-    source = GenerationSet(**{**generation_set(made), "kind": kind})
+    source = replace(GenerationSet.read(made), kind=kind)
     (added,) = build_stores(data_set.corpus, [source], data_set.tokenizer, folder)
     assert added.kind == kind
 
