@@ -12,10 +12,12 @@ from data_sets import DataSet, make_rows
 from running import Run
 
 from megalit.callbacks import Checkpoint
+from megalit.cli import models
 from megalit.cli.evaluate import _processes
 from megalit.cli.models import open_model
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
+from megalit.errors import UserError
 from megalit.streams.building import build_stores
 
 
@@ -161,6 +163,23 @@ def test_any_store_and_benchmarks(
     (tmp_path / "piqa.jsonl").unlink()
     assert run("evaluate", "--run", "run", *arguments) == 2
     assert "piqa.jsonl does not exist" in capsys.readouterr().err
+
+
+def test_remote_stores_that_are_gone_are_missed_by_benchmarks_alone(
+    run: Run, trained: Path, data_set: DataSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(location: str) -> Path:
+        raise UserError(f"{location} cannot be staged")
+
+    monkeypatch.setattr(models, "local_stores", gone)
+    saved = trained / "config.yaml"
+    saved.write_text(saved.read_text().replace(str(data_set.folder), "s3://bucket/stores"))
+    suites = json.dumps({"training": str(data_set.stores.real.folder)})
+    assert run("evaluate", "--run", "run", "--suites", suites, "--context_lengths", "[]") == 0
+    assert "training" in read(trained / "evaluation.json")["suites"]
+    capsys.readouterr()
+    assert run("evaluate", "--run", "run", "--suites", suites, "--context_lengths", "[]", "--tasks", "[piqa]") == 2
+    assert "s3://bucket/stores cannot be staged" in capsys.readouterr().err
 
 
 def test_what_cannot_be_measured_ends_in_one_line(

@@ -42,7 +42,7 @@ def test_streams_are_drawn(run: Run, small: Path, tmp_path: Path) -> None:
 
 def test_a_damaged_store_is_found(run: Run, data_set: DataSet, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     shutil.copytree(data_set.stores.real.folder, tmp_path / "real")
-    assert run("inspect", "real", "--verify", "true") == 0
+    assert run("inspect", "real", "--verify") == 0
     assert "verified" in capsys.readouterr().out
     chunk = next((tmp_path / "real").glob("*.bin"))
     data = bytearray(chunk.read_bytes())
@@ -59,6 +59,13 @@ def test_what_cannot_be_shown_ends_in_one_line(
     assert run("inspect", *arguments) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("megalit: error:")
+
+
+def test_a_configuration_beside_a_store_is_not_left_out(
+    run: Run, small: Path, data_set: DataSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("inspect", data_set.folder, "--config", small) == 2
+    assert "is a store, of which no configuration is read" in capsys.readouterr().err
 
 
 def test_every_stream_of_the_shipped_configurations_can_be_planned(
