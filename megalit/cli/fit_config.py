@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from megalit.callbacks import Checkpoint, Preemption, Progress, ScalingLaw, Throughput
 from megalit.cli.parsing import in_one_line
-from megalit.cli.prepare import PrepareSettings, prepare
+from megalit.cli.prepare import PrepareSettings, is_prepared, prepare
 from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams import StreamDataModule
@@ -116,10 +116,17 @@ class FitParser(LightningCLI):
             plain.pop(key, None)
         return plain
 
-    def prepare_data(self, config: Any) -> None:
-        """Build the data that is missing."""
-        if config.prepare.folder is not None:
-            prepare(PrepareSettings(**vars(config.prepare)))
+    def prepare_data(self, config: Any, begun: bool = False) -> None:
+        """Build the data that is missing.
+
+        A run that has begun takes its stores as they are, and its checkpoint tells whether they are the same: what
+        they were made of may have grown since, or be gone.
+        """
+        if config.prepare.folder is None:
+            return
+        settings = PrepareSettings(**vars(config.prepare))
+        if not begun or not is_prepared(settings):
+            prepare(settings)
 
 
 class WithoutTrainer(FitParser):

@@ -118,11 +118,18 @@ class RunFolder:
             raise UserError(f"{saved} is not the configuration of a run that `megalit fit` saved: choose another --run")
         return held
 
+    def _difference(self, held: dict[str, Any], config: dict[str, Any]) -> str | None:
+        """The first setting that makes the configuration that is held another run's."""
+        if self.newest_checkpoint is not None:
+            # It knows what was read, and refuses other data wherever that lies.
+            held, config = _without_places(held), _without_places(config)
+        return first_difference(held, config, "")
+
     def _compare(self, held: dict[str, Any], config: dict[str, Any], instead: str) -> None:
         if config["data"]["init_args"]["ignore_plan"]:
             # The user asks to go on with other data.
             held = {**held, "data": config["data"], "prepare": config["prepare"]}
-        difference = first_difference(held, config, "")
+        difference = self._difference(held, config)
         if difference:
             raise UserError(f"{self.path} holds a run with another {difference}: choose another --run, or {instead}")
 
@@ -207,7 +214,7 @@ class RunFolder:
 
     def is_of(self, config: dict[str, Any]) -> bool:
         """Whether the run that is here has this configuration."""
-        return (self.path / CONFIG).exists() and first_difference(self._held(), config, "") is None
+        return (self.path / CONFIG).exists() and self._difference(self._held(), config) is None
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -215,9 +222,19 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+def _without_places(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without where its data lies."""
+    data, prepare = config["data"], config["prepare"]
+    settings = {name: value for name, value in data["init_args"].items() if name not in ("stores", "embeddings")}
+    if settings.get("streams"):  # of a mixture
+        settings["streams"] = [{**stream, "stores": None} for stream in settings["streams"]]
+    prepare = {name: value for name, value in prepare.items() if name not in ("folder", "generations")}
+    return {**config, "data": {**data, "init_args": settings}, "prepare": prepare}
+
+
 class Adoption(lightning.Callback):
-    """Makes the configuration of a run that goes on with other data its folder's own, with the first checkpoint that
-    has learned from them: until then it is the earlier one's that fits what is there."""
+    """Makes the configuration that a run goes on with its folder's own, such as where the data lies by now, with the
+    first checkpoint that has learned from it: until then it is the earlier one's that fits what is there."""
 
     def __init__(self, run: RunFolder, config: dict[str, Any]) -> None:
         self._run, self._config = run, config

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from megalit.evaluation.results import Evaluation, error_tasks, over_runs
 from megalit.scaling.records import RunRecord
-from megalit.streams.plan import RunPlan
+from megalit.streams.plan import GENERATIONS, MOST_GENERATIONS, THOUGHTS, RunPlan
 
 
 def with_lines(table: Table, lines: Iterable[str]) -> Group:
@@ -36,13 +36,17 @@ def plan_table(plan: RunPlan, title: str = "plan") -> Group:
         f"{plan.tokens:,} tokens, {plan.synthetic_share:.1%} of them synthetic; "
         f"{plan.unique_real_tokens:,} unique real tokens"
     )
-    return with_lines(table, [said, *_thoughts(plan)])
+    return with_lines(table, [said, *_fewer(plan)])
 
 
-def _thoughts(plan: RunPlan) -> Iterator[str]:
-    """How many thoughts a document has, where that is less than G."""
+def _fewer(plan: RunPlan) -> Iterator[str]:
+    """How many generations or thoughts a document has, where that is less than G."""
     for stream in plan.settings.get("streams", ()):
-        mean = stream.get("thoughts_per_document")
+        mean, most = stream.get(GENERATIONS), stream.get(MOST_GENERATIONS)
+        if mean is not None:
+            asked = f", and {stream['generations']} are asked for" if most < stream["generations"] else ""
+            yield f"{stream['name']}: {mean:.2f} generations a document on average, {most} at most{asked}"
+        mean = stream.get(THOUGHTS)
         if mean is not None and mean < stream["generations"]:
             yield f"{stream['name']}: {mean:.2f} thoughts a document on average, {stream['generations']} at most"
 

@@ -128,12 +128,12 @@ class TrainingCLI(FitParser):
             console.print(f"the run in {run.path} is finished:")
             console.print(result_table(run.finished))
             return
-        self.prepare_data(config)
+        # Where all ranks start at once, one may look before another has cleared.
+        checkpoint = None if overwrite else run.newest_checkpoint
+        self.prepare_data(config, begun=checkpoint is not None and not self.datamodule.ignore_plan)
         plan = self.datamodule.plan
         self.model.check_plan(plan)
         trainer: Any = self.trainer
-        # Where all ranks start at once, one may look before another has cleared.
-        checkpoint = None if overwrite else run.newest_checkpoint
         self.model.check_trainer(trainer, continues=checkpoint is not None)
         if checkpoint is None or not self.datamodule.ignore_plan:
             _check_validation(trainer, plan.steps)
@@ -162,7 +162,7 @@ class TrainingCLI(FitParser):
             for callback in trainer.callbacks:
                 if isinstance(callback, Timer) and callback not in listed:
                     callback.load_state_dict = _forget  # type: ignore[method-assign]
-        if self.datamodule.ignore_plan and checkpoint is not None:
+        if checkpoint is not None:
             trainer.callbacks.append(Adoption(run, self.plain_config))
         self._callback(Checkpoint).continues = checkpoint
         STOP.at_once = False  # from here on there is something to save
@@ -191,7 +191,7 @@ class TrainingCLI(FitParser):
         if checkpoint is None:
             raise UserError(f"{config.run} holds no checkpoint: train it with `megalit fit` and the same --config")
         RunFolder(Path(config.run)).check_measured(self.plain_config)
-        self.prepare_data(config)
+        self.prepare_data(config, begun=not self.datamodule.ignore_plan)
         for suite, loss in self._measure(self.verb, checkpoint).items():
             print(f"{suite}\t{loss:.6f}")
 

@@ -141,7 +141,9 @@ def count_generations(record: RunRecord) -> int | None:
     streams = record.plan.get("settings", {}).get("streams", ())
     if streams and all(stream["kind"] == "Real" for stream in streams):
         return 0
-    return max((stream["generations"] for stream in streams if "generations" in stream), default=None)
+    # Where no document has as many as were asked for, G is the most of any.
+    counted = (stream.get("most_generations", stream.get("generations")) for stream in streams)
+    return max((count for count in counted if count is not None), default=None)
 
 
 def _path(root: Any, names: list[str]) -> Any:

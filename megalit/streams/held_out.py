@@ -8,6 +8,13 @@ from megalit.streams.joining import subset
 from megalit.streams.store import TokenStore
 
 
+def shared_ids(real: TokenStore, held_out: TokenStore) -> int:
+    """How many ids of documents that are held out a store of real documents has, too."""
+    wanted = held_out.items(["document_id"]).column(0).unique()
+    found = [part.filter(pc.is_in(part, wanted)) for part in real.items(["document_id"]).column(0).chunks]
+    return len(pa.chunked_array(found, pa.string()).unique())
+
+
 def shared_documents(real: TokenStore, others: TokenStore, real_fraction: float = 1.0) -> pa.Array:
     """Content hashes of the documents of a store of real ones that are among those that another store is of.
 

@@ -12,16 +12,16 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.files import fingerprint
-from megalit.streams.held_out import shared_documents
+from megalit.streams.held_out import shared_documents, shared_ids
 from megalit.streams.joining import MappedTables
 from megalit.streams.loading import SuiteWindows
-from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe
+from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe, describe_generations
 from megalit.streams.pieces import Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan
 from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.related import related_order
 from megalit.streams.remote import local_stores
-from megalit.streams.run_length import Component, MixtureSettings, schedule_of, steps_of, stream_plans
+from megalit.streams.run_length import Component, MixtureSettings, describe_blocks, schedule_of, steps_of, stream_plans
 from megalit.streams.store_set import StoreSet, names_of_sets, open_stores
 from megalit.streams.stream import Stream
 from megalit.streams.suites import suite_of
@@ -173,6 +173,12 @@ class Mixture:
                     f"{folder} has {found:,} documents that {own.folder} holds out: build both with the same ids and "
                     "validation_fraction, or without the documents that they share"
                 )
+            if same := shared_ids(opened.stores.real, own.validation):
+                warnings.warn(
+                    f"{folder} has {same:,} documents with the ids of others that {own.folder} holds out: if they are "
+                    "these in another version, they teach what is measured; if not, a corpus with prefix_ids says so",
+                    stacklevel=3,
+                )
 
     def _path(self, mapped: MappedTables) -> Integers:
         """The path over related documents, found once per node."""
@@ -259,6 +265,7 @@ class Mixture:
             "streams": [
                 {
                     **describe(component.ordering),
+                    **describe_generations(component.ordering, stream.tables),
                     **describe_thoughts(component.ordering, stream.tables),
                     **_drawn(component.ordering),
                     "shares": [str(share) for share in component.shares],
@@ -266,6 +273,7 @@ class Mixture:
                 for component, stream in zip(components, self.streams, strict=True)
             ],
             "phases": [str(phase) for phase in phases],
+            **describe_blocks(self.settings, components),
         }
         return RunPlan(
             streams=stream_plans(self.streams, self.schedule),

@@ -1,5 +1,6 @@
 """The named streams: one LightningDataModule each."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -233,7 +234,14 @@ class MixtureStream(StreamDataModule):
 def _encode(stores: StoreSet, *texts: str) -> list[list[int]]:
     if stores.tokenizer is None:
         raise UserError(f"{stores.folder} holds no tokenizer to encode {texts[0]!r}: tokenize the corpus again")
-    tokenizer = Tokenizer(str(stores.tokenizer))
+    tokenizer, manifest = Tokenizer(str(stores.tokenizer)), stores.real.manifest
+    theirs = f"{stores.tokenizer} is not the tokenizer that made the stores beside it"
+    sizes = tokenizer.bos, tokenizer.eos, tokenizer.vocabulary_size
+    if sizes != (manifest.bos, manifest.eos, manifest.vocabulary_size):
+        raise UserError(f"{theirs}: put that one back, which {texts[0]!r} is encoded with")
+    if tokenizer.fingerprint != manifest.tokenizer:
+        # Not refused: another version of its library may only write the same one differently.
+        warnings.warn(f"{theirs}, or is written differently: {texts[0]!r} may be other tokens", stacklevel=2)
     return [tokenizer.encode_marker(text).tolist() for text in texts]
 
 

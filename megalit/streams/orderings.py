@@ -20,6 +20,7 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.streams.pieces import BOS, EOS, EOS_BOS, SEPARATOR, THOUGHT_END, THOUGHT_START, Integers, PieceTables, Rows
+from megalit.streams.plan import GENERATIONS, MOST_GENERATIONS
 from megalit.streams.store import TokenStore
 
 RealDocument = Literal["last", "first", "absent"]
@@ -59,6 +60,17 @@ def describe(ordering: Ordering) -> dict[str, Any]:
         # It decides what is refused and not what is arranged, and plans of runs that began before it came lack it.
         del settings["incomplete"]
     return settings
+
+
+def describe_generations(ordering: Ordering, tables: PieceTables) -> dict[str, Any]:
+    """For the plan, where documents have fewer generations than are asked for, which ``incomplete: accept`` lets pass:
+    the mean over documents, to three places, and the most of any document, which is G."""
+    if not isinstance(ordering, Simple | Stitched):
+        return {}
+    count = np.minimum(tables.generations.count, ordering.generations)
+    if count.min(initial=ordering.generations) == ordering.generations:
+        return {}
+    return {GENERATIONS: round(float(count.mean()), 3), MOST_GENERATIONS: int(count.max())}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,12 @@ from typing import Any
 
 from megalit.files import fingerprint
 
+# Of a stream, where documents have fewer than are asked for: how many one has on average, and at most.
+GENERATIONS = "generations_per_document"
+MOST_GENERATIONS = "most_generations"
 # Of a stream of latent thoughts: how many a document has on average.
 THOUGHTS = "thoughts_per_document"
+_TOLD = (GENERATIONS, MOST_GENERATIONS, THOUGHTS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def what_is_read(plan: dict[str, Any]) -> dict[str, Any]:
     settings = plan.get("settings", {})
     if "streams" not in settings:
         return plan
-    streams = [{key: value for key, value in told.items() if key != THOUGHTS} for told in settings["streams"]]
+    streams = [{key: value for key, value in told.items() if key not in _TOLD} for told in settings["streams"]]
     return {**plan, "settings": {**settings, "streams": streams}}
 
 

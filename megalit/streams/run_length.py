@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from megalit.errors import UserError
 from megalit.streams.orderings import Ordering, Real
 from megalit.streams.plan import StreamPlan
-from megalit.streams.schedule import BlockSchedule, Mixing, PhasedSchedule, Schedule
+from megalit.streams.schedule import BLOCK, BlockSchedule, Mixing, PhasedSchedule, Schedule
 from megalit.streams.stream import EpochOrder
 
 DocumentOrder = Literal["permuted", "related"]
@@ -119,6 +119,13 @@ def schedule_of(
         mixing: Mixing = BlockSchedule(shares, settings.seed) if settings.epoch_order == "paper" else Schedule(shares)
         parts.append(((last - first) * settings.global_batch, mixing))
     return PhasedSchedule(parts)
+
+
+def describe_blocks(settings: MixtureSettings, components: Sequence[Component]) -> dict[str, str]:
+    """For the plan: tells runs in the paper's order from those of before their blocks were rounded as the paper's."""
+    shares = [share for component in components for share in component.shares]
+    is_rounded = settings.epoch_order == "paper" and any((share * BLOCK).denominator > 1 for share in shares)
+    return {"blocks": "the largest share takes what is left"} if is_rounded else {}
 
 
 def stream_plans(streams: Sequence[SizedStream], schedule: PhasedSchedule) -> tuple[StreamPlan, ...]:

@@ -20,6 +20,9 @@ from megalit.errors import UserError
 
 Integers = npt.NDArray[np.int64]
 
+# Samples in which the paper's order has exact counts.
+BLOCK = 2048
+
 # Shares of finer grain than this are refused: the period would outgrow any run.
 _LARGEST_PERIOD = 100_000
 
@@ -42,7 +45,6 @@ class Schedule:
     def __init__(self, shares: Sequence[Fraction]) -> None:
         if sum(shares) != 1 or any(share < 0 for share in shares):
             raise UserError(f"shares {[float(share) for share in shares]} are not 0 or more with a sum of 1")
-        self.shares = tuple(shares)
         period = reduce(lcm, (share.denominator for share in shares))
         if period > _LARGEST_PERIOD:
             raise UserError(f"shares {[float(share) for share in shares]} are too fine: use at most 4 decimals")
@@ -67,19 +69,30 @@ class Schedule:
 class BlockSchedule:
     """The mixture of the paper's code: exact counts within blocks, each block shuffled.
 
+    Where a share does not divide a block, its windows are rounded down, and the largest share takes what is left, as
+    in the paper's training library (levanter, ``MixtureDataset``).
+
     Args:
-        shares: of the streams, positive, with a sum of 1.
+        shares: of the streams, 0 or more, with a sum of 1.
         seed: fixes the order in each block.
         block: samples in a block.
+
+    Raises:
+        UserError: a share that no window of a block would come from.
     """
 
-    def __init__(self, shares: Sequence[Fraction], seed: int, block: int = 2048) -> None:
-        self.shares = tuple(shares)
+    def __init__(self, shares: Sequence[Fraction], seed: int, block: int = BLOCK) -> None:
         self._seed = seed
         self._block = block
-        # Blocks that a share does not divide are rounded so that they still sum to the block.
-        edges = [round(sum(shares[:end]) * block) for end in range(len(shares) + 1)]
-        self._counts = np.diff(edges)
+        counts = np.array([int(share * block) for share in shares])
+        counts[counts.argmax()] += block - counts.sum()
+        for share, count in zip(shares, counts, strict=True):
+            if share and not count:
+                raise UserError(
+                    f"a share of {float(share):g} is no window in a block of {block:,}, of which epoch_order paper "
+                    "mixes: raise it, or set data.epoch_order to documents"
+                )
+        self._counts = counts
 
     def locate(self, samples: Integers) -> tuple[Integers, Integers]:
         """Stream and ordinal of each sample of the run."""

@@ -56,15 +56,20 @@ def small(tmp_path: Path, data_set: DataSet) -> Path:
 
 @pytest.fixture
 def stopped(run: Run, small: Path) -> Path:
-    """The folder of a run that was stopped after step 12, as a time limit or early stopping would."""
+    """The folder of a run that was stopped after step 12."""
+    fit_and_stop(run, "--config", small)
+    return small.parent / "run"
+
+
+def fit_and_stop(run: Run, *arguments: str | Path) -> None:
+    """``fit``, and stop after step 12, as a time limit or early stopping would."""
 
     def stop(self: Checkpoint, trainer: lightning.Trainer, *_: object) -> None:
         trainer.should_stop = trainer.global_step == 12
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "on_train_batch_end", stop)
-        assert run("fit", "--config", small) == 0
-    return small.parent / "run"
+        assert run("fit", *arguments) == 0
 
 
 @pytest.fixture

@@ -3,16 +3,14 @@
 import json
 import shutil
 from collections import Counter
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from data_sets import THOUGHTS, DataSet, write_jsonl
+from data_sets import THOUGHTS, DataSet
 
-from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.errors import UserError
 from megalit.streams import (
     LatentThoughtStream,
@@ -260,30 +258,6 @@ def test_mixtures_that_cannot_work_are_named(data_set: DataSet) -> None:
         MixtureStream([MixedStream("real", 1.0), MixedStream("simple", 0.0)], stores=folder, total_tokens=64)
     with pytest.raises(UserError, match="no real stream is in the mixture"):
         _ = MixtureStream([MixedStream("simple", 1.0)], stores=folder, real_epochs=1).plan
-
-
-def test_a_replayed_corpus_may_not_train_on_what_is_held_out(data_set: DataSet, tmp_path: Path) -> None:
-    """The same documents under other names, by another share: of .1 some are in the .2 that are held out here."""
-    for name, fraction in (("fewer", 0.1), ("more", 0.3)):
-        path = write_jsonl(tmp_path / f"{name}.jsonl", list(data_set.rows.values()))
-        corpus = build_corpus(CorpusSettings([str(path)], validation_fraction=fraction), tmp_path / name)
-        build_stores(corpus, [], data_set.tokenizer, tmp_path / name / "stores")
-    parts = [
-        MixedStream("real", 0.5, stores=str(tmp_path / "more" / "stores"), name="replay"),
-        MixedStream("real", 0.5),
-    ]
-    assert MixtureStream(parts, stores=str(data_set.folder), total_tokens=640, **SMALL).plan
-    parts[0] = replace(parts[0], stores=str(tmp_path / "fewer" / "stores"))
-    with pytest.raises(UserError, match=r"fewer/stores has \d documents that .* holds out: build both with the"):
-        _ = MixtureStream(parts, stores=str(data_set.folder), total_tokens=640, **SMALL).plan
-
-
-def test_latent_thoughts_need_a_tokenizer_for_their_markers(data_set: DataSet, tmp_path: Path) -> None:
-    for store in data_set.folder.iterdir():
-        if store.name != "tokenizer":
-            (tmp_path / store.name).symlink_to(store)
-    with pytest.raises(UserError, match="holds no tokenizer to encode '<think>'"):
-        _ = LatentThoughtStream(stores=str(tmp_path), total_tokens=64).plan
 
 
 def test_the_plan_counts_the_thoughts_of_a_document(data_set: DataSet) -> None:

@@ -74,6 +74,27 @@ def test_phases_have_their_own_shares_and_streams_go_on(
         assert (alone[0][0], alone[1][0]) == (stream[sample], ordinal[sample])
 
 
+@pytest.mark.parametrize(
+    ("shares", "counts"),
+    [
+        ((0.1, 0.9), (204, 1844)),
+        ((0.9, 0.1), (1844, 204)),
+        ((0.25, 0.75), (512, 1536)),
+        ((0.3, 0.3, 0.4), (614, 614, 820)),
+    ],
+)
+def test_blocks_are_rounded_as_the_papers_are(shares: tuple[float, ...], counts: tuple[int, ...]) -> None:
+    """Down, and the largest takes the rest: levanter's counts for the same weights."""
+    schedule = BlockSchedule([exact(share) for share in shares], seed=0)
+    assert schedule.counts(3 * 2048).tolist() == [3 * count for count in counts]
+
+
+def test_a_share_that_no_window_would_come_from_is_refused() -> None:
+    with pytest.raises(UserError, match="share of 0.0002 is no window in a block of 2,048"):
+        BlockSchedule([exact(0.9998), exact(0.0002)], seed=0)
+    assert BlockSchedule([exact(1.0), exact(0.0)], seed=0).counts(4096).tolist() == [4096, 0]
+
+
 @given(st.integers(0, 3 * 2048), st.integers(1, 300))
 def test_blocks_of_the_paper_are_exact_and_shuffled(first: int, samples: int) -> None:
     schedule = BlockSchedule([exact(0.25), exact(0.75)], seed=1)
