@@ -42,6 +42,11 @@ class Ensemble(lightning.Callback):
         if not self.members:
             raise UserError("Ensemble has no members: name run folders or checkpoints")
 
+    @property
+    def earlier_models(self) -> Sequence[str]:
+        """The members."""
+        return self.members
+
     def check(self, model: Any, plan: Any) -> None:
         """Look for the members, before a run is begun.
 

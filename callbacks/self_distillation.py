@@ -69,6 +69,11 @@ class SelfDistillation(lightning.Callback):
         if not 0 <= decay < 1:
             raise UserError(f"SelfDistillation.decay is {decay}: choose a value in [0, 1)")
 
+    @property
+    def earlier_models(self) -> Sequence[str]:
+        """The teachers that are models of earlier runs."""
+        return [] if self._follows_student else self.teachers
+
     def check(self, model: Any, plan: Any) -> None:
         """Look for the teachers, before a run is begun.
 
@@ -76,7 +81,7 @@ class SelfDistillation(lightning.Callback):
             UserError: one is not there or not finished, or has another vocabulary or tokenizer, or shorter windows.
         """
         students = Input(model.vocabulary_size or plan.vocabulary_size, plan.tokenizer, plan.context_length)
-        for name in [] if self._follows_student else self.teachers:
+        for name in self.earlier_models:
             refuse_unfinished(f"the teacher {name}", Path(name))
             refuse_other_input(f"the teacher {name}", input_of(Path(name)), students, "the student")
 

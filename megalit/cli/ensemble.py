@@ -223,7 +223,7 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
         if number:
             check_members([opened[0], member])
             for name, store in stores.items():
-                check_unseen(name, store, member)
+                check_unseen(name, store, member.folder, member.documents)
         for name, suite in suites.items():
             losses[name].append(_losses(path, member, name, suite, command.batch, device))
         if number and command.logits:

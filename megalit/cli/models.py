@@ -25,6 +25,8 @@ from megalit.evaluation.checkpoints import (
 from megalit.evaluation.losses import check_vocabularies
 from megalit.modeling.hugging_face import read_context_length
 from megalit.modeling.language_model import LanguageModel
+from megalit.scaling.records import FILE as RECORD
+from megalit.scaling.records import read_record
 from megalit.streams.held_out import shared_documents
 from megalit.streams.remote import is_remote, local_stores, one_spelling
 from megalit.streams.store import TokenStore
@@ -47,6 +49,8 @@ class TrainingDocuments:
 
     def among(self, suite: TokenStore) -> int:
         """How many of the documents of a suite the model was trained on, as far as the stores are still there."""
+        if suite.manifest.kind == "validation" and suite.manifest.content_hash in self.contents:
+            return 0  # it was held out from the model itself
         found = set()
         for number, location in enumerate(self.folders):
             if number and is_remote(location):
@@ -97,6 +101,19 @@ class TrainedModel:
             return self.folder.resolve() if _has_tokenizer(self.folder) else None
         folder = local_stores(self.stores) / "tokenizer"
         return folder.resolve() if folder.exists() else None
+
+
+def training_documents(path: Path) -> TrainingDocuments:
+    """What a finished run was trained on, by its record; nothing is known of an exported model.
+
+    Args:
+        path: the run's folder, or one of its checkpoints.
+    """
+    run = path.parent.parent if path.suffix == ".ckpt" else path
+    if not (run / RECORD).exists():
+        return TrainingDocuments()
+    record = read_record(run)
+    return _documents(record.config["data"]["init_args"], record.plan)
 
 
 def check_members(members: Sequence[TrainedModel]) -> None:

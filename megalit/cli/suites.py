@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megalit.cli.console import console
-from megalit.cli.models import TrainedModel
+from megalit.cli.models import TrainedModel, TrainingDocuments
 from megalit.errors import UserError
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.remote import is_remote, local_stores
@@ -88,22 +88,28 @@ def suite_store(name: str, location: str | None, models: Sequence[TrainedModel])
             f"{model.model.vocabulary_size}: name a suite that was tokenized for this model"
         )
     for trained in models:
-        check_unseen(name, store, trained)
+        check_unseen(name, store, trained.folder, trained.documents)
     return store
 
 
-def check_unseen(name: str, store: TokenStore, model: TrainedModel) -> None:
+def check_unseen(name: str, store: TokenStore, folder: Path, documents: TrainingDocuments) -> None:
     """Refuse a suite of held-out documents that a model was trained on: another split holds out others.
 
     A store of anything else is measured, because it was named on purpose, and the same is said.
 
+    Args:
+        name: of the suite.
+        store: the suite.
+        folder: of the model.
+        documents: that the model was trained on.
+
     Raises:
         UserError: some of the held-out documents are in the model's training stores.
     """
-    found = model.documents.among(store)
+    found = documents.among(store)
     if not found:
         return
-    said = f"suite {name}: {model.folder} was trained on {found:,} of the documents of {store.folder}"
+    said = f"suite {name}: {folder} was trained on {found:,} of the documents of {store.folder}"
     if store.manifest.kind == "validation":
         raise UserError(
             f"{said}: name a suite of documents that no model was trained on, or take runs with the same "

@@ -20,8 +20,10 @@ from megalit.cli.commands import with_switches
 from megalit.cli.console import console
 from megalit.cli.fit_config import PARSING, FitParser, quiet
 from megalit.cli.host_memory import keep_freed_memory
+from megalit.cli.models import training_documents
 from megalit.cli.parsing import in_one_line
 from megalit.cli.run_folder import LOSS_CURVE, METRICS, Adoption, RunFolder
+from megalit.cli.suites import check_unseen
 from megalit.cli.tables import plan_table, result_table
 from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
@@ -37,6 +39,14 @@ class Checked(Protocol):
     """A callback that can tell before a run is begun that it will not work."""
 
     def check(self, model: Any, plan: Any) -> None: ...
+
+
+@runtime_checkable
+class ReadsModels(Protocol):
+    """A callback that reads models of earlier runs: members, or teachers."""
+
+    @property
+    def earlier_models(self) -> Sequence[str]: ...
 
 
 def main(verb: str, arguments: Sequence[str]) -> None:
@@ -140,6 +150,8 @@ class TrainingCLI(FitParser):
         for callback in trainer.callbacks:
             if isinstance(callback, Checked):
                 callback.check(self.model, plan)
+            if isinstance(callback, ReadsModels):
+                self._check_unseen(callback.earlier_models)
         if overwrite and self.trainer.is_global_zero:
             # Not before the new run is known to be possible.
             run.replace(self.plain_config)
@@ -178,6 +190,12 @@ class TrainingCLI(FitParser):
             loss_curve(finished, run.path / LOSS_CURVE)
             console.print(result_table(finished))
             console.print(f"checkpoint, configuration, record and loss curve are in {run.path}")
+
+    def _check_unseen(self, models: Sequence[str]) -> None:
+        """Refuse models that were trained on what this run holds out: what they teach, or add, would be measured."""
+        held_out = self.datamodule.mixture.stores.validation
+        for name in models if held_out is not None else ():
+            check_unseen("iid", held_out, Path(name), training_documents(Path(name)))
 
     def validate(self, **_: Any) -> None:
         self._measure_run()

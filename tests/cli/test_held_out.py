@@ -33,7 +33,7 @@ def ids(corpus: Corpus, split: str) -> set[str]:
 
 
 def test_runs_that_hold_out_different_documents_are_measured_on_none_that_one_was_trained_on(
-    splits: tuple[Corpus, Corpus], run: Run, capsys: pytest.CaptureFixture[str]
+    splits: tuple[Corpus, Corpus], run: Run, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few, many = splits
     seen = len(ids(few, TRAIN) & ids(many, VALIDATION))
@@ -47,6 +47,14 @@ def test_runs_that_hold_out_different_documents_are_measured_on_none_that_one_wa
         capsys.readouterr()
         assert run(*refused) == 2
         assert refusal in capsys.readouterr().err.strip().splitlines()[-1]
+    # Nor does a callback read one in training.
+    checkpoint = str(max(Path("few/checkpoints").glob("*.ckpt")))
+    for kind, models in (("Ensemble", {"members": ["many", "few"]}), ("SelfDistillation", {"teachers": [checkpoint]})):
+        callbacks = json.dumps([{"class_path": kind, "init_args": models}])
+        fit = ["fit", "--config", small, "--run", "new", "--trainer.callbacks", callbacks]
+        assert run(*fit, "--data.stores", "stores-many") == 2
+        assert f"was trained on {seen} of the documents of stores-many/validation" in capsys.readouterr().err
+        assert not Path("new").exists()
     # What the one holds out the other holds out, too: splits by id nest.
     assert ids(few, VALIDATION) < ids(many, VALIDATION)
     assert run("ensemble", "--runs", "few", "many", "--output", "average.json") == 0
