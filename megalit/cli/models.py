@@ -49,8 +49,6 @@ class TrainingDocuments:
 
     def among(self, suite: TokenStore) -> int:
         """How many of the documents of a suite the model was trained on, as far as the stores are still there."""
-        if suite.manifest.kind == "validation" and suite.manifest.content_hash in self.contents:
-            return 0  # it was held out from the model itself
         found = set()
         for number, location in enumerate(self.folders):
             if number and is_remote(location):
