@@ -8,6 +8,7 @@ import lightning
 import yaml
 
 from megalit.callbacks import Checkpoint
+from megalit.differences import differences
 from megalit.errors import UserError
 from megalit.evaluation.ensembles import TOKEN_LOSSES
 from megalit.evaluation.results import FILE as EVALUATION
@@ -123,7 +124,7 @@ class RunFolder:
         if self.newest_checkpoint is not None:
             # It knows what was read, and refuses other data wherever that lies.
             held, config = _without_places(held), _without_places(config)
-        return first_difference(held, config, "")
+        return first_difference(held, config)
 
     def _compare(self, held: dict[str, Any], config: dict[str, Any], instead: str) -> None:
         if config["data"]["init_args"]["ignore_plan"]:
@@ -148,10 +149,10 @@ class RunFolder:
             known, asked = (values[section].get("init_args", values[section]) for values in (held, config))
             if section == "data" and asked["ignore_plan"]:
                 continue
-            if name in known and known[name] != asked[name]:
+            difference = first_difference(known.get(name, asked[name]), asked[name], f"{section}.{name}")
+            if difference:
                 raise UserError(
-                    f"{self.path} holds a run with another {section}.{name} ({known[name]!r}, not {asked[name]!r}): "
-                    f"measure it with --config {self.path / CONFIG}"
+                    f"{self.path} holds a run with another {difference}: measure it with --config {self.path / CONFIG}"
                 )
 
     def start(self, config: dict[str, Any]) -> None:
@@ -244,14 +245,8 @@ class Adoption(lightning.Callback):
             self._run.write(self._config)
 
 
-def first_difference(saved: Any, asked: Any, key: str) -> str | None:
-    """The first setting in which two configurations are of different runs, with both values."""
-    if key in _FREE:
-        return None
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        for name in {**saved, **asked}:
-            found = first_difference(saved.get(name), asked.get(name), f"{key}.{name}" if key else name)
-            if found:
-                return found
-        return None
-    return None if saved == asked else f"{key.replace('init_args.', '')} ({saved!r}, not {asked!r})"
+def first_difference(saved: Any, asked: Any, at: str = "") -> str | None:
+    """The first setting in which two configurations, or their values at a key, are of different runs, with both."""
+    for key, then, now in differences(saved, asked, at, _FREE):
+        return f"{key.replace('init_args.', '')} ({then!r}, not {now!r})"
+    return None
