@@ -119,7 +119,7 @@ def _check(command: EvaluateCommand) -> None:
     if command.data_files and not command.tasks:
         raise UserError("data_files are given and no tasks: name the tasks that they are for")
     unknown = sorted(set(command.data_files) - set(command.tasks))
-    if unknown and command.tasks:
+    if unknown:
         raise UserError(f"data_files has the task {unknown[0]}, which is not among the tasks: add it there")
     if command.tasks:
         require_lm_eval()

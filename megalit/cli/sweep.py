@@ -187,7 +187,7 @@ def _check_trials(study: SharedStudy, fit: Sequence[str], base_seed: int | None)
             held = yaml.safe_load((run / CONFIG).read_text())
             asked = fit_config([*fit, *trial_flags(unit, results.space, run, base_seed)])
             difference = first_difference(held, asked)
-            if difference and difference.startswith(("model.seed", "data.seed", "data.init_args.seed")):
+            if difference and difference.startswith(("model.seed", "data.seed")):
                 raise UserError(
                     f"{study.folder} holds trials that an earlier version gave the base's own seeds ({difference}), so "
                     "those of one point are equal: choose another --output"

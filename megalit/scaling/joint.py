@@ -41,11 +41,6 @@ class JointFit:
             yield from inner.walk(f"{place}{', ' if place else ''}{self.axis} = {value:g}")
         yield place, self.axis, self.fit
 
-    def to_json(self) -> dict[str, Any]:
-        """For files."""
-        inner = {f"{value:g}": fit.to_json() for value, fit in self.inner.items()}
-        return {"axis": self.axis, **self.fit.to_json(), **({"inner": inner} if inner else {})}
-
 
 def joint_asymptote(
     points: Sequence[Mapping[str, float]],
