@@ -15,6 +15,7 @@ from megalit.cli.run_folder import CONFIG
 from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.evaluation.checkpoints import (
+    CHECKPOINTS,
     exported_model,
     in_precision,
     model_of,
@@ -184,7 +185,7 @@ def open_model(path: Path, precision: str | None = None) -> TrainedModel:
     if (path / "config.json").exists():
         return _in_precision(_exported(path), precision)
     run, checkpoint = path, newest_checkpoint(path) if path.is_dir() else None
-    if path.name.startswith("step-") and path.suffix == ".ckpt":
+    if path.match(CHECKPOINTS):
         run, checkpoint = path.parent.parent, path
     if checkpoint is None or not (run / CONFIG).exists():
         raise UserError(f"{path} holds neither a checkpoint nor an exported model: train one with `megalit fit`")

@@ -10,6 +10,7 @@ import yaml
 from megalit.callbacks import Checkpoint
 from megalit.differences import differences
 from megalit.errors import UserError
+from megalit.evaluation.checkpoints import CHECKPOINTS, newest_checkpoint
 from megalit.evaluation.ensembles import TOKEN_LOSSES
 from megalit.evaluation.results import FILE as EVALUATION
 from megalit.evaluation.results import file_of_checkpoint
@@ -29,7 +30,7 @@ _SECTIONS = {"model", "data", "trainer", "prepare", "run"}
 
 # What a run writes besides its configuration and checkpoints, and a folder of its metrics; the losses of its tokens are
 # written by ensembles that it is a member of.
-_RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path("step-*.ckpt")), f"{TOKEN_LOSSES}/*.npy")
+_RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path(CHECKPOINTS)), f"{TOKEN_LOSSES}/*.npy")
 _LOGGED = ("metrics.csv", "hparams.yaml", "events.out.tfevents.*")
 
 # Settings that change neither the order of the data nor the result of a step, so that a run may be continued with other
@@ -177,7 +178,7 @@ class RunFolder:
 
     @property
     def newest_checkpoint(self) -> Path | None:
-        return Checkpoint.newest(self.path)
+        return newest_checkpoint(self.path)
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else; its configuration stays, by which the folder is known."""

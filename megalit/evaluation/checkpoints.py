@@ -13,7 +13,8 @@ from megalit.errors import UserError
 from megalit.modeling import hugging_face
 from megalit.modeling.language_model import LanguageModel
 
-_PATTERN = "step-*.ckpt"
+# The names of checkpoints that are complete; what is being written has a hidden one that begins alike.
+CHECKPOINTS = "step-*.ckpt"
 
 
 def checkpoint_folder(run: Path) -> Path:
@@ -23,7 +24,7 @@ def checkpoint_folder(run: Path) -> Path:
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run, or None. Whatever has its final name is complete."""
-    return max(checkpoint_folder(run).glob(_PATTERN), default=None)
+    return max(checkpoint_folder(run).glob(CHECKPOINTS), default=None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from data_sets import DataSet
 from torch import Tensor
 
 from megalit.errors import UserError
-from megalit.evaluation import averaged, batches, member_logits, token_losses
-from megalit.evaluation.losses import inference
+from megalit.evaluation.losses import averaged, batches, inference, member_logits, token_losses
 from megalit.modeling import head
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.shapes import Shape
