@@ -28,6 +28,7 @@ from megalit.cli.tables import plan_table, result_table
 from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
 from megalit.preemption import STOP, Preempted, is_requeued, lock_patience
+from megalit.ranks import has_group
 from megalit.scaling.plots import loss_curve
 from megalit.streams import StreamDataModule
 
@@ -74,7 +75,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
 
 def _leave_group() -> None:
     """End the processes' connections before the interpreter does, which now and then aborts over them."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if has_group():
         torch.distributed.destroy_process_group()
 
 

@@ -18,6 +18,7 @@ from megalit.modeling.decoder import Decoder
 from megalit.modeling.distillation import Average as Average
 from megalit.modeling.head import CHUNK_LOGITS, IGNORED
 from megalit.modeling.out_of_memory import told_out_of_memory
+from megalit.ranks import ranks
 
 Losses = npt.NDArray[np.float32]
 
@@ -182,13 +183,6 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[An
 def device_of(model: Decoder) -> torch.device:
     """Where a model's weights are."""
     return next(model.parameters()).device
-
-
-def ranks() -> tuple[int, int]:
-    """This process's rank in the default process group, and the group's size; (0, 1) where there is none."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def check_finite(losses: Tensor, numbers: range) -> None:

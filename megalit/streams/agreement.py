@@ -1,12 +1,10 @@
 """All ranks of a run read one plan."""
 
-from typing import Any
-
 import numpy as np
-import torch
 
 from megalit.differences import differences
 from megalit.errors import UserError
+from megalit.ranks import of_all_ranks
 from megalit.streams.plan import RunPlan, what_is_read
 
 
@@ -19,11 +17,8 @@ def refuse_other_plans(plan: RunPlan) -> None:
     Raises:
         UserError: on all ranks, where one differs; the message names it and the first difference.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    plans: list[Any] = [None] * torch.distributed.get_world_size()
     # Orders are drawn, and numpy's releases may draw others (NEP 19).
-    torch.distributed.all_gather_object(plans, {**what_is_read(plan.to_json()), "numpy": np.__version__})
+    plans = of_all_ranks({**what_is_read(plan.to_json()), "numpy": np.__version__})
     for rank, other in enumerate(plans):
         for path, first, this in differences(plans[0], other):
             raise UserError(
