@@ -84,6 +84,7 @@ class _ZstdFile(io.RawIOBase):
             raise missing_extra("zstandard", "data", f"reading {path}") from error
         self._file = path.open("rb")
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
+        self._error: type[Exception] = zstandard.ZstdError
         self._frame: Any = None
         self._pending = b""
         self._compressed = b""
@@ -99,7 +100,10 @@ class _ZstdFile(io.RawIOBase):
                     raise EOFError("the last frame has no end")
                 return 0
             self._frame = self._frame or self._decompressor.decompressobj()
-            self._pending = self._frame.decompress(self._compressed)
+            try:
+                self._pending = self._frame.decompress(self._compressed)
+            except self._error as error:
+                raise OSError(str(error)) from error  # as gzip says it
             self._compressed = b""
             if self._frame.eof:
                 self._compressed, self._frame = self._frame.unused_data, None
@@ -132,12 +136,6 @@ def _json_lines(path: Path) -> Iterator[Document]:
         raise UserError(f"{path} line {number} is not JSON that can be read ({error}): mend or remove it") from error
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise UserError(
-            f"{path} is not what its ending says, or is cut off ({error}): compress or copy the file again"
-        ) from error
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
             raise
         raise UserError(
             f"{path} is not what its ending says, or is cut off ({error}): compress or copy the file again"
