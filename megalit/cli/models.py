@@ -13,7 +13,7 @@ import yaml
 
 from megalit.cli.run_folder import CONFIG
 from megalit.corpus.tokenizers import Tokenizer
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.evaluation.checkpoints import (
     CHECKPOINTS,
     exported_model,
@@ -145,7 +145,7 @@ def parse_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise _unusable(name, error) from error
+        raise _unusable(name, reason(error)) from error
     # Counting makes no context on a GPU, which would take memory from, or bar, the process that is to train there.
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise _unusable(name, f"there are {torch.cuda.device_count()} GPUs")
@@ -162,12 +162,12 @@ def named_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise _unusable(name, error) from error
+        raise _unusable(name, reason(error)) from error
     return device
 
 
-def _unusable(name: str, reason: object) -> UserError:
-    return UserError(f"device {name} cannot be used here ({str(reason).splitlines()[0]}): choose auto or cpu")
+def _unusable(name: str, why: str) -> UserError:
+    return UserError(f"device {name} cannot be used here ({why}): choose auto or cpu")
 
 
 def open_model(path: Path, precision: str | None = None) -> TrainedModel:

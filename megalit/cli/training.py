@@ -25,7 +25,7 @@ from megalit.cli.parsing import in_one_line
 from megalit.cli.run_folder import LOSS_CURVE, METRICS, Adoption, RunFolder
 from megalit.cli.suites import check_unseen
 from megalit.cli.tables import plan_table, result_table
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.modeling.language_model import LanguageModel
 from megalit.preemption import STOP, Preempted, is_requeued, lock_patience
 from megalit.ranks import has_group
@@ -114,8 +114,9 @@ class TrainingCLI(FitParser):
         try:
             return super().instantiate_trainer(plugins=plugins, **kwargs)
         except (MisconfigurationException, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"trainer's settings do not work together or not here: {reason}; mend trainer") from error
+            raise UserError(
+                f"trainer's settings do not work together or not here: {reason(error)}; mend trainer"
+            ) from error
 
     @staticmethod
     def _loggers(folder: str) -> list[Any]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from megalit.corpus import python_docs
 from megalit.corpus.documents import Document, Generation, Thought
-from megalit.errors import UserError, missing_extra
+from megalit.errors import UserError, missing_extra, reason
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 TEXT_FILES = (".txt", ".md", ".rst")
@@ -168,8 +168,9 @@ def _parquet(path: Path) -> Iterator[Document]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a readable Parquet file ({reason}): write or copy the file again") from error
+        raise UserError(
+            f"{path} is not a readable Parquet file ({reason(error)}): write or copy the file again"
+        ) from error
 
 
 def text_files(folder: Path) -> list[Path]:
