@@ -84,7 +84,7 @@ class Decoder(lightning.LightningModule):
         self.micro_batch: int | str | None = None
         self._backend: Backend | None = None
         self._validation: list[MeanMetric] = []
-        if init_std <= 0:
+        if not init_std > 0:  # NaN is refused, too
             raise UserError(f"model.init_std is {init_std}: choose a positive value")
 
     # Building --------------------------------------------------------------------------------------
