@@ -8,8 +8,9 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.scaling.engines import Objective
-from megalit.scaling.fitting import AT_BOUND, Interval, PowerLawFit, fit_power_law, refit, with_remarks
+from megalit.scaling.fitting import AT_BOUND, PowerLawFit, fit_power_law, refit, with_remarks
 from megalit.scaling.laws import Array
+from megalit.scaling.points import Interval
 
 
 @dataclass(frozen=True)

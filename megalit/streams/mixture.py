@@ -12,8 +12,8 @@ import numpy as np
 from megalit.errors import UserError
 from megalit.files import file_digest, fingerprint
 from megalit.streams.held_out import shared_documents, shared_ids
-from megalit.streams.joining import MappedTables
 from megalit.streams.loading import SuiteWindows
+from megalit.streams.mapped_tables import MappedTables
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe, describe_generations
 from megalit.streams.pieces import Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan
