@@ -13,7 +13,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from megalit.errors import UserError
-from megalit.evaluation.checkpoints import checkpoint_folder, newest_checkpoint
+from megalit.evaluation.checkpoints import CHECKPOINTS, checkpoint_folder
 from megalit.evaluation.shared_folder import check_shards, newest_of_all
 from megalit.files import publish
 from megalit.modeling.optimizer_states import by_name, by_position
@@ -70,22 +70,12 @@ class Checkpoint(callbacks.Checkpoint):
         self._unsaved = 0
 
     @staticmethod
-    def folder(run: Path) -> Path:
-        """Where a run's checkpoints are."""
-        return checkpoint_folder(run)
-
-    @staticmethod
-    def newest(run: Path) -> Path | None:
-        """The newest checkpoint of a run, or None. Whatever has its final name is complete."""
-        return newest_checkpoint(run)
-
-    @staticmethod
     def clear(run: Path) -> None:
         """Remove a run's checkpoints, what the writing of one has left, and their folder if nothing else is in it."""
-        folder = Checkpoint.folder(run)
-        for checkpoint in folder.glob("step-*.ckpt"):
+        folder = checkpoint_folder(run)
+        for checkpoint in folder.glob(CHECKPOINTS):
             _remove(checkpoint)
-        for abandoned in folder.glob(".step-*.ckpt.*"):
+        for abandoned in folder.glob(f".{CHECKPOINTS}.*"):
             _delete(abandoned)
         with suppress(OSError):
             folder.rmdir()
@@ -107,7 +97,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if trainer.is_global_zero:
-            for abandoned in self.folder(Path(trainer.default_root_dir)).glob(".step-*.ckpt.*"):
+            for abandoned in checkpoint_folder(Path(trainer.default_root_dir)).glob(f".{CHECKPOINTS}.*"):
                 _delete(abandoned)
         trainer.strategy.barrier()
         self._saved_at = time.monotonic()
@@ -179,7 +169,7 @@ class Checkpoint(callbacks.Checkpoint):
         Raises:
             OSError: it cannot be written; of a full disk, where this must be saved or for the third time in a row.
         """
-        folder = self.folder(Path(trainer.default_root_dir))
+        folder = checkpoint_folder(Path(trainer.default_root_dir))
         target = folder / f"step-{trainer.global_step:09d}.ckpt"
         full = self._write(trainer, target)
         self._saved_at = time.monotonic()
@@ -193,7 +183,7 @@ class Checkpoint(callbacks.Checkpoint):
             return
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            earlier = sorted(path for path in folder.glob("step-*.ckpt") if path.name <= target.name)
+            earlier = sorted(path for path in folder.glob(CHECKPOINTS) if path.name <= target.name)
             earlier = [path for path in earlier if not self._stays(path)]
             for old in earlier[: -self.keep]:
                 _remove(old)

@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning
 import numpy as np
-import torch
 from torchmetrics import MeanMetric
 
 from megalit.errors import UserError
@@ -14,6 +13,7 @@ from megalit.evaluation.checkpoints import Input, find_checkpoint, input_of, loa
 from megalit.evaluation.ensembles import kept_losses, losses_file, mixture_losses
 from megalit.evaluation.losses import Losses, Suite, token_losses
 from megalit.modeling.head import IGNORED
+from megalit.modeling.metrics import mean_loss
 from megalit.modeling.out_of_memory import no_room, told_out_of_memory
 from megalit.scaling.records import refuse_unfinished
 
@@ -64,15 +64,8 @@ class Ensemble(lightning.Callback):
             if name not in self._losses:
                 self._losses[name] = [self._of_member(Path(m), name, suite, trainer) for m in self.members]
                 self._first_target[name] = np.concatenate([[0], np.cumsum(suite.window_targets)])
-        # A metric that was never updated would warn; a weight of 0 changes nothing.
-        self._means = {name: [self._mean(pl_module) for _ in range(len(self.members) + 1)] for name in data.suites}
-
-    @staticmethod
-    def _mean(model: lightning.LightningModule) -> MeanMetric:
-        precision = torch.float32 if model.device.type == "mps" else torch.float64
-        metric = MeanMetric(nan_strategy=torch.nan).set_dtype(precision).to(model.device)
-        metric.update(0.0, 0.0)
-        return metric
+        number = len(self.members) + 1
+        self._means = {name: [mean_loss(pl_module.device) for _ in range(number)] for name in data.suites}
 
     def _of_member(self, member: Path, name: str, suite: Suite, trainer: lightning.Trainer) -> Losses:
         precision, device = str(trainer.precision), trainer.strategy.root_device

@@ -1,6 +1,7 @@
 """A progress line: tokens per second, loss, time left."""
 
 import time
+from datetime import timedelta
 from typing import Any
 
 import lightning
@@ -75,7 +76,7 @@ class Progress(ProgressBar):
             return
         # Reading the loss waits for the device, so it is read only when it is shown.
         self._loss = float(outputs["loss"])
-        left = _clock((total - done) * self._seconds_per_step)
+        left = timedelta(seconds=round((total - done) * self._seconds_per_step))
         status = f"loss {self._loss:.3f} | {rate:,.0f} tokens/s | {_epochs(trainer)}{left} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, status=status)
@@ -114,9 +115,3 @@ def _epochs(trainer: lightning.Trainer) -> str:
 
 def _mean(running: float | None, value: float) -> float:
     return value if running is None else (1 - _NEWEST) * running + _NEWEST * value
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -64,7 +64,7 @@ class SelfDistillation(lightning.Callback):
         for name, value in (("weight", weight), ("final_weight", self.final_weight)):
             if not 0 <= value <= 1:
                 raise UserError(f"SelfDistillation.{name} is {value}: choose a value in [0, 1]")
-        if temperature <= 0:
+        if not temperature > 0:  # NaN is refused, too
             raise UserError(f"SelfDistillation.temperature is {temperature}: choose a positive value")
         if not 0 <= decay < 1:
             raise UserError(f"SelfDistillation.decay is {decay}: choose a value in [0, 1)")

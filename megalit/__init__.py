@@ -2,7 +2,7 @@
 
 The way through the package, top to bottom, which is also the direction of imports::
 
-    corpus -> synthesis -> streams -> modeling -> evaluation -> scaling -> callbacks -> cli
+    corpus -> synthesis -> streams -> modeling -> evaluation -> scaling -> callbacks -> tuning -> launch -> cli
 
 Nothing is imported here, so that ``import megalit`` and ``megalit --help`` stay instant.
 """

@@ -9,6 +9,16 @@ class UserError(Exception):
     """
 
 
+def first_line(text: str) -> str:
+    """The first line that is not empty, or nothing."""
+    return next(iter(text.strip().splitlines()), "")
+
+
+def reason(error: BaseException) -> str:
+    """What an error of another program says, in one line; its type where it says nothing."""
+    return first_line(str(error)) or type(error).__name__
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> UserError:
     """The error for an optional dependency that is not installed."""
     return UserError(

@@ -87,6 +87,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+def write_png(path: Path, figure: Any) -> None:
+    """Write a figure of matplotlib as PNG, atomically."""
+    write_atomic(path, lambda file: figure.savefig(file, format="png"))
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 

@@ -20,11 +20,9 @@ COLOURS: dict[StreamName, str] = {"real": "0.4", "simple": "C0", "stitched": "C1
 
 def draw(results: Results, best: Tuned) -> Any:
     """A matplotlib figure with the three panels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.8), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
     of_g, of_window, of_data = figure.subplots(1, 3)
     real = list(of_seeds(results, best["real"]).values())
     if real:

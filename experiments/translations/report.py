@@ -26,7 +26,7 @@ from spec import Run, StreamName
 from table import GROUPS, ensembles, seeded
 
 from megalit.errors import UserError
-from megalit.files import write_atomic
+from megalit.files import write_atomic, write_png
 
 # Settings that differ by less, in nats, differ about as much between seeds.
 NEAR = 0.1
@@ -76,7 +76,7 @@ def write_report(results: Results, scale: str, folder: Path) -> None:
         lines += ["## Runs from earlier settings", "", *ROWS, *(_row(result, None) for result in others), ""]
     lines += [*_efficiency(results, best), "![losses](results.png)", ""]
     figure = draw(results, best)
-    write_atomic(folder / "results.png", lambda file: figure.savefig(file, format="png"))
+    write_png(folder / "results.png", figure)
     write_atomic(folder / "results.md", lambda file: file.write("\n".join(lines).encode()))
 
 

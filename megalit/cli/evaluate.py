@@ -19,12 +19,13 @@ from megalit.corpus.tokenizers import Tokenizer
 from megalit.errors import UserError
 from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.evaluation.downstream import evaluate_tasks, require_lm_eval, task_conditions
-from megalit.evaluation.losses import Average, ranks
+from megalit.evaluation.losses import Average
 from megalit.evaluation.measuring import by_context_length, context_lengths, measure
 from megalit.evaluation.plots import plot_curves
 from megalit.evaluation.results import FILE, Evaluation, file_of_checkpoint, over_runs, read_evaluation
 from megalit.files import write_json
 from megalit.modeling.out_of_memory import no_room, told_out_of_memory
+from megalit.ranks import ranks
 
 Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed"]
 # The other processes wait where the first one runs benchmarks, however long these take.
@@ -119,7 +120,7 @@ def _check(command: EvaluateCommand) -> None:
     if command.data_files and not command.tasks:
         raise UserError("data_files are given and no tasks: name the tasks that they are for")
     unknown = sorted(set(command.data_files) - set(command.tasks))
-    if unknown and command.tasks:
+    if unknown:
         raise UserError(f"data_files has the task {unknown[0]}, which is not among the tasks: add it there")
     if command.tasks:
         require_lm_eval()

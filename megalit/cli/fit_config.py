@@ -63,10 +63,9 @@ def quiet() -> None:
     logging.getLogger("lightning.fabric.utilities.distributed").setLevel(logging.WARNING)
     for pattern in (
         ".*LightningCLI's args parameter.*",  # the verbs call it so on purpose
-        ".*`srun` command is available on your system.*",  # `megalit slurm` uses it
         ".*does not have many workers.*",  # windows are slices of mapped files
         ".*isinstance.*LeafSpec.*",
-        ".*`srun` command is available.*",  # a short run on a login node
+        ".*`srun` command is available.*",  # `megalit slurm` uses it, and a short run on a login node does not
         ".*GPU available but not used.*",
         ".*Experiment logs directory .* exists.*",
         ".*WeightAveraging callback with a model that overrides.*",  # sharded models are refused

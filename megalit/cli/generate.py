@@ -15,6 +15,7 @@ from megalit.cli.commands import parse
 from megalit.cli.console import Step, console
 from megalit.cli.generate_status import print_status
 from megalit.corpus.tables import Corpus
+from megalit.differences import differences
 from megalit.errors import UserError
 from megalit.files import lock, read_json, visible, write_json
 from megalit.preemption import lock_patience
@@ -146,13 +147,11 @@ def _same_work(asked: dict[str, str], output: Path) -> None:
     """Remember what a folder's generations are made with, or compare with what they were."""
     path = output / WORK
     if path.exists():
-        there = read_json(path)
-        for key, value in asked.items():
-            if there.get(key) != value:
-                raise UserError(
-                    f"{output} holds generations with {key} {there.get(key)!r}, and {value!r} is asked for: "
-                    "choose another output (what is there stays as it is)"
-                )
+        for key, then, now in differences(read_json(path), asked):
+            raise UserError(
+                f"{output} holds generations with {key} {then!r}, and {now!r} is asked for: "
+                "choose another output (what is there stays as it is)"
+            )
         return
     if output.is_file() or visible(output):
         raise UserError(f"{output} is there and was not made by `megalit generate`: choose another output")

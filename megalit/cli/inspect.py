@@ -101,8 +101,6 @@ def _inspect_stores(arguments: Sequence[str]) -> None:
 class InspectCLI(WithoutTrainer):
     """Parses what ``fit`` parses and looks at the data only."""
 
-    verb = "inspect"
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--window", type=int, help="Show the window at this place of the run, piece by piece.")

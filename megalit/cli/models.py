@@ -13,8 +13,9 @@ import yaml
 
 from megalit.cli.run_folder import CONFIG
 from megalit.corpus.tokenizers import Tokenizer
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.evaluation.checkpoints import (
+    CHECKPOINTS,
     exported_model,
     in_precision,
     model_of,
@@ -142,7 +143,7 @@ def parse_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise _unusable(name, error) from error
+        raise _unusable(name, reason(error)) from error
     # Counting makes no context on a GPU, which would take memory from, or bar, the process that is to train there.
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise _unusable(name, f"there are {torch.cuda.device_count()} GPUs")
@@ -159,12 +160,12 @@ def named_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise _unusable(name, error) from error
+        raise _unusable(name, reason(error)) from error
     return device
 
 
-def _unusable(name: str, reason: object) -> UserError:
-    return UserError(f"device {name} cannot be used here ({str(reason).splitlines()[0]}): choose auto or cpu")
+def _unusable(name: str, why: str) -> UserError:
+    return UserError(f"device {name} cannot be used here ({why}): choose auto or cpu")
 
 
 def open_model(path: Path, precision: str | None = None) -> TrainedModel:
@@ -182,7 +183,7 @@ def open_model(path: Path, precision: str | None = None) -> TrainedModel:
     if (path / "config.json").exists():
         return _in_precision(_exported(path), precision)
     run, checkpoint = path, newest_checkpoint(path) if path.is_dir() else None
-    if path.name.startswith("step-") and path.suffix == ".ckpt":
+    if path.match(CHECKPOINTS):
         run, checkpoint = path.parent.parent, path
     if checkpoint is None or not (run / CONFIG).exists():
         raise UserError(f"{path} holds neither a checkpoint nor an exported model: train one with `megalit fit`")

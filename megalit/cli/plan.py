@@ -31,8 +31,6 @@ _TENSOR_OVERHEAD = 350
 class PlanCLI(WithoutTrainer):
     """Parses what ``fit`` parses and runs nothing."""
 
-    verb = "plan"
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--gpus", type=int, help="Devices of the run (default: the trainer's devices and nodes).")

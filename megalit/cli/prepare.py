@@ -15,6 +15,7 @@ from megalit.corpus.build import CorpusSettings, build_corpus, input_now
 from megalit.corpus.contamination import GuardSettings
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
+from megalit.differences import differences
 from megalit.errors import UserError
 from megalit.files import lock, new_folder, read_json, write_json
 from megalit.synthesis.recipes.token_noise import CountedNoise, generate_token_noise
@@ -201,12 +202,11 @@ def _ensure_tokenizer(corpus: Corpus, settings: TokenizerSettings, folder: Path)
 
 
 def _same_settings(folder: Path, built: dict[str, Any], asked: dict[str, Any]) -> None:
-    for key in {**built, **asked}:
-        if built.get(key) != asked.get(key):
-            raise UserError(
-                f"{folder} was built with {key} {built.get(key)!r}, and {asked.get(key)!r} is asked for: "
-                "choose another folder, or go back to that setting"
-            )
+    for key, then, now in differences(built, asked):
+        raise UserError(
+            f"{folder} was built with {key} {then!r}, and {now!r} is asked for: "
+            "choose another folder, or go back to that setting"
+        )
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -6,15 +6,9 @@ from megalit.cli.fit_config import WithoutTrainer, parse_fit
 from megalit.errors import UserError
 
 
-class PrepareCLI(WithoutTrainer):
-    """Parses what ``fit`` parses and builds the data only."""
-
-    verb = "prepare"
-
-
 def main(verb: str, arguments: Sequence[str]) -> None:
     """``megalit prepare``, with the configuration of a run."""
-    cli = parse_fit(PrepareCLI, arguments)
+    cli = parse_fit(WithoutTrainer, arguments)
     if cli.config_init.prepare.folder is None:
         raise UserError(
             "prepare.folder is not set, so there is nothing to build: name it, or give `megalit fit` at once"

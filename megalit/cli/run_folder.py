@@ -8,7 +8,9 @@ import lightning
 import yaml
 
 from megalit.callbacks import Checkpoint
+from megalit.differences import differences
 from megalit.errors import UserError
+from megalit.evaluation.checkpoints import CHECKPOINTS, newest_checkpoint
 from megalit.evaluation.ensembles import TOKEN_LOSSES
 from megalit.evaluation.results import FILE as EVALUATION
 from megalit.evaluation.results import file_of_checkpoint
@@ -28,7 +30,7 @@ _SECTIONS = {"model", "data", "trainer", "prepare", "run"}
 
 # What a run writes besides its configuration and checkpoints, and a folder of its metrics; the losses of its tokens are
 # written by ensembles that it is a member of.
-_RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path("step-*.ckpt")), f"{TOKEN_LOSSES}/*.npy")
+_RESULTS = (RECORD, LOSS_CURVE, EVALUATION, file_of_checkpoint(Path(CHECKPOINTS)), f"{TOKEN_LOSSES}/*.npy")
 _LOGGED = ("metrics.csv", "hparams.yaml", "events.out.tfevents.*")
 
 # Settings that change neither the order of the data nor the result of a step, so that a run may be continued with other
@@ -123,7 +125,7 @@ class RunFolder:
         if self.newest_checkpoint is not None:
             # It knows what was read, and refuses other data wherever that lies.
             held, config = _without_places(held), _without_places(config)
-        return first_difference(held, config, "")
+        return first_difference(held, config)
 
     def _compare(self, held: dict[str, Any], config: dict[str, Any], instead: str) -> None:
         if config["data"]["init_args"]["ignore_plan"]:
@@ -148,10 +150,10 @@ class RunFolder:
             known, asked = (values[section].get("init_args", values[section]) for values in (held, config))
             if section == "data" and asked["ignore_plan"]:
                 continue
-            if name in known and known[name] != asked[name]:
+            difference = first_difference(known.get(name, asked[name]), asked[name], f"{section}.{name}")
+            if difference:
                 raise UserError(
-                    f"{self.path} holds a run with another {section}.{name} ({known[name]!r}, not {asked[name]!r}): "
-                    f"measure it with --config {self.path / CONFIG}"
+                    f"{self.path} holds a run with another {difference}: measure it with --config {self.path / CONFIG}"
                 )
 
     def start(self, config: dict[str, Any]) -> None:
@@ -176,7 +178,7 @@ class RunFolder:
 
     @property
     def newest_checkpoint(self) -> Path | None:
-        return Checkpoint.newest(self.path)
+        return newest_checkpoint(self.path)
 
     def clear(self) -> None:
         """Remove what a run wrote, and nothing else; its configuration stays, by which the folder is known."""
@@ -244,14 +246,8 @@ class Adoption(lightning.Callback):
             self._run.write(self._config)
 
 
-def first_difference(saved: Any, asked: Any, key: str) -> str | None:
-    """The first setting in which two configurations are of different runs, with both values."""
-    if key in _FREE:
-        return None
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        for name in {**saved, **asked}:
-            found = first_difference(saved.get(name), asked.get(name), f"{key}.{name}" if key else name)
-            if found:
-                return found
-        return None
-    return None if saved == asked else f"{key.replace('init_args.', '')} ({saved!r}, not {asked!r})"
+def first_difference(saved: Any, asked: Any, at: str = "") -> str | None:
+    """The first setting in which two configurations, or their values at a key, are of different runs, with both."""
+    for key, then, now in differences(saved, asked, at, _FREE):
+        return f"{key.replace('init_args.', '')} ({then!r}, not {now!r})"
+    return None

@@ -6,9 +6,10 @@ from typing import Any
 
 from megalit.errors import UserError
 from megalit.scaling.chinchilla import HUBER, LawFit, fit_chinchilla, fit_data_constrained
-from megalit.scaling.fitting import Engine, Interval, PowerLawFit, fit_power_law
+from megalit.scaling.fitting import Engine, PowerLawFit, fit_power_law
 from megalit.scaling.joint import joint_asymptote
 from megalit.scaling.laws import Chinchilla
+from megalit.scaling.points import Interval
 
 Row = dict[str, float]
 

@@ -20,6 +20,7 @@ from megalit.cli.fit_config import ParsedFit, WithoutTrainer, fit_config, parse_
 from megalit.cli.run_folder import CONFIG, first_difference
 from megalit.cli.sweep_report import show
 from megalit.errors import UserError
+from megalit.scaling.ledger import at_key
 from megalit.tuning.results import Unit
 from megalit.tuning.samplers import ConvexSampler, DrawnSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
 from megalit.tuning.space import Point, Space, Value
@@ -104,7 +105,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
         },
         space=space,
         seeds=seeds,
-        start={axis.key: _at(base, axis.key) for axis in space.axes} | command.start,
+        start={axis.key: at_key(base, axis.key) for axis in space.axes} | command.start,
         retry_failed=command.retry_failed,
     )
     done = study.results.count("done")
@@ -186,8 +187,8 @@ def _check_trials(study: SharedStudy, fit: Sequence[str], base_seed: int | None)
             seen.add(unit.seed)
             held = yaml.safe_load((run / CONFIG).read_text())
             asked = fit_config([*fit, *trial_flags(unit, results.space, run, base_seed)])
-            difference = first_difference(held, asked, "")
-            if difference and difference.startswith(("model.seed", "data.seed", "data.init_args.seed")):
+            difference = first_difference(held, asked)
+            if difference and difference.startswith(("model.seed", "data.seed")):
                 raise UserError(
                     f"{study.folder} holds trials that an earlier version gave the base's own seeds ({difference}), so "
                     "those of one point are equal: choose another --output"
@@ -197,16 +198,6 @@ def _check_trials(study: SharedStudy, fit: Sequence[str], base_seed: int | None)
                     f"{study.folder} holds trials with another {difference}: give `fit` what it was, or choose another "
                     "--output"
                 )
-
-
-def _at(settings: dict[str, Any], key: str) -> Any:
-    """The value at a dotted key; those of the data module may leave out ``init_args``."""
-    value: Any = settings
-    for part in key.split("."):
-        if isinstance(value, dict) and part not in value:
-            value = value.get("init_args")
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 def _seeds(command: SweepCommand, base: dict[str, Any]) -> list[int]:

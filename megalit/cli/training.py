@@ -25,9 +25,10 @@ from megalit.cli.parsing import in_one_line
 from megalit.cli.run_folder import LOSS_CURVE, METRICS, Adoption, RunFolder
 from megalit.cli.suites import check_unseen
 from megalit.cli.tables import plan_table, result_table
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.modeling.language_model import LanguageModel
 from megalit.preemption import STOP, Preempted, is_requeued, lock_patience
+from megalit.ranks import has_group
 from megalit.scaling.plots import loss_curve
 from megalit.streams import StreamDataModule
 
@@ -74,7 +75,7 @@ def main(verb: str, arguments: Sequence[str]) -> None:
 
 def _leave_group() -> None:
     """End the processes' connections before the interpreter does, which now and then aborts over them."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if has_group():
         torch.distributed.destroy_process_group()
 
 
@@ -113,8 +114,9 @@ class TrainingCLI(FitParser):
         try:
             return super().instantiate_trainer(plugins=plugins, **kwargs)
         except (MisconfigurationException, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"trainer's settings do not work together or not here: {reason}; mend trainer") from error
+            raise UserError(
+                f"trainer's settings do not work together or not here: {reason(error)}; mend trainer"
+            ) from error
 
     @staticmethod
     def _loggers(folder: str) -> list[Any]:

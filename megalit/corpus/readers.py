@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from megalit.corpus import python_docs
 from megalit.corpus.documents import Document, Generation, Thought
-from megalit.errors import UserError, missing_extra
+from megalit.errors import UserError, missing_extra, reason
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 TEXT_FILES = (".txt", ".md", ".rst")
@@ -84,6 +84,7 @@ class _ZstdFile(io.RawIOBase):
             raise missing_extra("zstandard", "data", f"reading {path}") from error
         self._file = path.open("rb")
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
+        self._error: type[Exception] = zstandard.ZstdError
         self._frame: Any = None
         self._pending = b""
         self._compressed = b""
@@ -99,7 +100,10 @@ class _ZstdFile(io.RawIOBase):
                     raise EOFError("the last frame has no end")
                 return 0
             self._frame = self._frame or self._decompressor.decompressobj()
-            self._pending = self._frame.decompress(self._compressed)
+            try:
+                self._pending = self._frame.decompress(self._compressed)
+            except self._error as error:
+                raise OSError(str(error)) from error  # as gzip says it
             self._compressed = b""
             if self._frame.eof:
                 self._compressed, self._frame = self._frame.unused_data, None
@@ -136,12 +140,6 @@ def _json_lines(path: Path) -> Iterator[Document]:
         raise UserError(
             f"{path} is not what its ending says, or is cut off ({error}): compress or copy the file again"
         ) from error
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
-        raise UserError(
-            f"{path} is not what its ending says, or is cut off ({error}): compress or copy the file again"
-        ) from error
 
 
 class _UnreadableError(Exception):
@@ -170,8 +168,9 @@ def _parquet(path: Path) -> Iterator[Document]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a readable Parquet file ({reason}): write or copy the file again") from error
+        raise UserError(
+            f"{path} is not a readable Parquet file ({reason(error)}): write or copy the file again"
+        ) from error
 
 
 def text_files(folder: Path) -> list[Path]:

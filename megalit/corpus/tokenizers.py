@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.files import fingerprint
 
 BOS, EOS = "<|bos|>", "<|eos|>"
@@ -77,9 +77,8 @@ class Tokenizer:
         try:
             loaded = AutoTokenizer.from_pretrained(str(Path(name).expanduser()) if "~" in name else name)
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"tokenizer {name} cannot be loaded ({reason}): give a folder with tokenizer.json, or a hub name"
+                f"tokenizer {name} cannot be loaded ({reason(error)}): give a folder with tokenizer.json, or a hub name"
             ) from error
         backend: Any = getattr(loaded, "backend_tokenizer", None)
         if backend is None:

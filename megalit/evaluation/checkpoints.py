@@ -9,11 +9,12 @@ import torch
 from lightning.fabric.utilities.load import _load_distributed_checkpoint
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.modeling import hugging_face
 from megalit.modeling.language_model import LanguageModel
 
-_PATTERN = "step-*.ckpt"
+# The names of checkpoints that are complete; what is being written has a hidden one that begins alike.
+CHECKPOINTS = "step-*.ckpt"
 
 
 def checkpoint_folder(run: Path) -> Path:
@@ -23,7 +24,7 @@ def checkpoint_folder(run: Path) -> Path:
 
 def newest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run, or None. Whatever has its final name is complete."""
-    return max(checkpoint_folder(run).glob(_PATTERN), default=None)
+    return max(checkpoint_folder(run).glob(CHECKPOINTS), default=None)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             return state
         state = _load_distributed_checkpoint(path)
     except (RuntimeError, OSError, EOFError, UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): choose another checkpoint") from error
+        raise UserError(f"{path} cannot be read ({reason(error)}): choose another checkpoint") from error
     names = sorted(key for key in state if key.startswith("optimizer_"))
     state["optimizer_states"] = [state.pop(name) for name in names]
     return state

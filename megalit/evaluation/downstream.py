@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from megalit.errors import UserError, missing_extra
+from megalit.errors import UserError, missing_extra, reason
 from megalit.files import digest
 
 # The benchmarks of the megadocs papers (arXiv 2509.14786, 2603.18534).
@@ -84,10 +84,9 @@ def evaluate_tasks(
             try:
                 (loaded[name],) = manager.load([str(path)])["tasks"].values()
             except Exception as error:
-                reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
                 raise UserError(
-                    f"the data of task {name} cannot be loaded ({reason}): name local files in data_files, or check "
-                    "the connection to the hub"
+                    f"the data of task {name} cannot be loaded ({reason(error)}): name local files in data_files, or "
+                    "check the connection to the hub"
                 ) from error
         found: Any = simple_evaluate(
             model, tasks=list(loaded.values()), task_manager=manager, limit=limit, log_samples=False

@@ -3,6 +3,7 @@
 Shape suffixes: M members, N positions that have a target, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from megalit.modeling.decoder import Decoder
 from megalit.modeling.distillation import Average as Average
 from megalit.modeling.head import CHUNK_LOGITS, IGNORED
 from megalit.modeling.out_of_memory import told_out_of_memory
+from megalit.ranks import ranks
 
 Losses = npt.NDArray[np.float32]
 
@@ -133,7 +135,7 @@ def member_logits(models: Sequence[Decoder], batch: Mapping[str, Tensor]) -> Ite
             yield torch.stack(logits), targets[part]
 
 
-def averaged(logits_MNV: Tensor, average: Average, weights_M: Tensor | None = None) -> Tensor:
+def averaged(logits_MNV: Tensor, average: Average) -> Tensor:
     """Log-probabilities of an ensemble, ``(N, V)``, from its members' logits.
 
     ``logits``: the mean of the members' raw logits, then softmax (arXiv 2509.14786); ``probabilities``: the mean of
@@ -142,22 +144,16 @@ def averaged(logits_MNV: Tensor, average: Average, weights_M: Tensor | None = No
     Args:
         logits_MNV: ``(M, N, V)``.
         average: what is averaged.
-        weights_M: of the members, with the sum 1 (default: equal ones).
     """
-    if weights_M is None:
-        weights_M = logits_MNV.new_full((len(logits_MNV),), 1 / len(logits_MNV))
     if average == "logits":
-        return torch.einsum("m,mnv->nv", weights_M, logits_MNV).log_softmax(-1)
-    return (logits_MNV.log_softmax(-1) + weights_M.log()[:, None, None]).logsumexp(0)
+        return logits_MNV.mean(0).log_softmax(-1)
+    return logits_MNV.log_softmax(-1).logsumexp(0) - math.log(len(logits_MNV))
 
 
-def ensemble_losses(
-    models: Sequence[Decoder], batch: Mapping[str, Tensor], average: Average, weights_M: Tensor | None = None
-) -> Tensor:
+def ensemble_losses(models: Sequence[Decoder], batch: Mapping[str, Tensor], average: Average) -> Tensor:
     """What :func:`batch_losses` is for one model, for the average of several that are resident."""
     losses = [
-        -averaged(logits, average, weights_M).gather(1, targets[:, None])[:, 0]
-        for logits, targets in member_logits(models, batch)
+        -averaged(logits, average).gather(1, targets[:, None])[:, 0] for logits, targets in member_logits(models, batch)
     ]
     out = torch.zeros(batch["targets"].shape, device=batch["targets"].device)
     out[batch["targets"] != IGNORED] = torch.cat(losses) if losses else out.new_empty(0)
@@ -187,13 +183,6 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[An
 def device_of(model: Decoder) -> torch.device:
     """Where a model's weights are."""
     return next(model.parameters()).device
-
-
-def ranks() -> tuple[int, int]:
-    """This process's rank in the default process group, and the group's size; (0, 1) where there is none."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def check_finite(losses: Tensor, numbers: range) -> None:

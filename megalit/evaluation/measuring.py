@@ -19,10 +19,11 @@ from megalit.evaluation.losses import (
     device_of,
     ensemble_losses,
     inference,
-    ranks,
 )
 from megalit.modeling.decoder import Decoder
 from megalit.modeling.head import IGNORED
+from megalit.modeling.metrics import sum_type
+from megalit.ranks import ranks
 
 Progress = Callable[[int, str], None]
 
@@ -42,9 +43,7 @@ class PositionLosses(Metric):
 
     def __init__(self, context_length: int, device: torch.device) -> None:
         super().__init__()
-        # A sum over millions of tokens in float32 loses digits.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.add_state("nats", torch.zeros(context_length, dtype=dtype), dist_reduce_fx="sum")
+        self.add_state("nats", torch.zeros(context_length, dtype=sum_type(device)), dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(context_length, dtype=torch.long), dist_reduce_fx="sum")
         self.to(device)
 

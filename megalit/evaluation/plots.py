@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from megalit.evaluation.results import Evaluation, over_runs
-from megalit.files import write_atomic
+from megalit.files import write_png
 
 # A legend with a line for each of more runs hides the curves.
 _MOST_RUNS = 8
@@ -13,12 +13,10 @@ _MOST_RUNS = 8
 
 def plot_curves(evaluations: Sequence[Evaluation], path: Path) -> None:
     """Draw loss by position and by context length to a PNG file: a line for each run, or the mean over many runs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.suites))
     figure = Figure(figsize=(11, 4.0 * max(1, len(names))), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
     grid = figure.subplots(max(1, len(names)), 2, squeeze=False)
     for row, name in zip(grid, names, strict=False):
         by_position, by_length = row
@@ -36,7 +34,7 @@ def plot_curves(evaluations: Sequence[Evaluation], path: Path) -> None:
             axes.set_ylabel("loss (nats per token)")
             axes.grid(alpha=0.3)
         by_position.legend(frameon=False)
-    write_atomic(path, lambda file: figure.savefig(file, format="png"))
+    write_png(path, figure)
 
 
 def _lines(evaluations: Sequence[Evaluation], name: str) -> list[tuple[str, dict[str, Any]]]:

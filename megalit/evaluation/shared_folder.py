@@ -4,13 +4,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from torch import distributed
 
 from megalit.errors import UserError
 from megalit.evaluation.checkpoints import checkpoint_folder, shards
 from megalit.files import first_unseen, remove_leftovers
+from megalit.ranks import of_all_ranks
 
 # A shared file system may show a node what another has written only after so many seconds; NFS after up to 60.
 PATIENCE = 120.0
@@ -32,12 +32,12 @@ def newest_of_all(run: Path, found: Path | None) -> Path | None:
     """
     here = found.name if found else ""
     with _token(run) if distributed.get_rank() == 0 else nullcontext("") as token:
-        told = _of_all_ranks((token, here))
+        told = of_all_ranks((token, here))
         token, newest = told[0][0], max(name for _, name in told)
         chosen = found if newest == here else checkpoint_folder(run) / newest
         # A rank that has found it need not look again.
         awaited = [run / token, *([chosen] if chosen and chosen != found else [])]
-        unseen = _of_all_ranks(first_unseen(awaited, PATIENCE))
+        unseen = of_all_ranks(first_unseen(awaited, PATIENCE))
     for rank, path in enumerate(unseen):
         if path is not None and path.name == token:
             raise UserError(
@@ -59,7 +59,7 @@ def check_shards(checkpoint: Path) -> None:
         UserError: one is missing.
     """
     unseen = first_unseen(shards(checkpoint), PATIENCE) if distributed.get_rank() == 0 else None
-    missing = _of_all_ranks(unseen)[0]
+    missing = of_all_ranks(unseen)[0]
     if missing is not None:
         raise UserError(
             f"{missing} was written and is not there, so the checkpoint could not be read: choose a --run on storage "
@@ -74,10 +74,3 @@ def _token(folder: Path) -> Iterator[str]:
     remove_leftovers(folder / "token")
     with tempfile.NamedTemporaryFile(prefix=".token.", suffix=".tmp", dir=folder) as file:
         yield Path(file.name).name
-
-
-def _of_all_ranks(value: Any) -> list[Any]:
-    """Each rank's value, by rank, on all of them."""
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values

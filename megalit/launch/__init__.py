@@ -1,9 +1,12 @@
 """SLURM: batch scripts from a template, submitted with a snapshot of the code and the configuration.
 
-job = submit(SlurmSettings(nodes=2), ["fit", "--config", "mine.yaml"], Path("runs/mine"))
+submission = Submission(Path("runs/mine"))
+command = ["fit", "--config", str(submission.configuration("fit"))]
+script = submission.script(SlurmSettings(nodes=2), command, saves_itself=True)
+job = submission.submit(script, "fit", resolve("fit", ["--config", "mine.yaml"]))
 """
 
 from megalit.launch.script import Array, Script, SlurmSettings
-from megalit.launch.submission import Job, Submission, resolve, submit
+from megalit.launch.submission import Job, Submission, resolve
 
-__all__ = ["Array", "Job", "Script", "SlurmSettings", "Submission", "resolve", "submit"]
+__all__ = ["Array", "Job", "Script", "SlurmSettings", "Submission", "resolve"]

@@ -127,36 +127,6 @@ class Submission:
         return Job(answer.stdout.strip().split(";")[0], script.log, path)
 
 
-def submit(
-    settings: SlurmSettings,
-    command: Sequence[str],
-    folder: Path,
-    array: Array | None = None,
-    after: str | None = None,
-    saves_itself: bool = False,
-    continues: bool = True,
-) -> Job:
-    """Submit one verb with its arguments; as an array, ``array.each`` tells each task its part.
-
-    Args:
-        settings: of the job.
-        command: a verb of megalit and its arguments; its configuration is resolved and frozen now.
-        folder: of the results; the job's files go to ``slurm/`` in it.
-        array: makes it an array.
-        after: id of a job that must have succeeded before.
-        saves_itself: the program handles the signal before the time limit, as ``fit`` does.
-        continues: the program goes on where it was stopped.
-
-    Raises:
-        UserError: arguments that the verb refuses, settings that cannot work, no SLURM, or a refusal of its.
-    """
-    verb, *arguments = command
-    submission = Submission(folder)
-    frozen = [verb, "--config", str(submission.configuration(verb))]
-    script = submission.script(settings, frozen, array, after, saves_itself, continues)
-    return submission.submit(script, verb, resolve(verb, arguments))
-
-
 def resolve(verb: str, arguments: Sequence[str]) -> dict[str, Any]:
     """A verb's whole configuration, as its ``--print_config`` says it.
 

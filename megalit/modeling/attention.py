@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.attention.varlen import varlen_attn
 
-from megalit.errors import UserError, missing_extra
+from megalit.errors import UserError, missing_extra, reason
 
 Backend = Literal["auto", "sdpa", "flash2", "flash3", "flash4", "flex"]
 
@@ -112,13 +112,9 @@ def try_kernel(backend: Backend, device: torch.device, masked: bool, heads: tupl
             attend(q_BHTE, k_BKTE, v_BKTE, backend, documents).sum().backward()
     except Exception as error:
         raise UserError(
-            f"model.attention is {backend} and its kernel does not run here ({_reason(error)}): "
+            f"model.attention is {backend} and its kernel does not run here ({reason(error)}): "
             f"pip install '{_PACKAGES[backend]}', or choose auto"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _activate(backend: str) -> None:
@@ -132,7 +128,7 @@ def _activate(backend: str) -> None:
         activate_flash_attention_impl(implementation)
     except Exception as error:
         raise UserError(
-            f"model.attention is {backend} and torch cannot activate it ({_reason(error)}): "
+            f"model.attention is {backend} and torch cannot activate it ({reason(error)}): "
             f"pip install '{_PACKAGES[backend]}', or choose auto"
         ) from error
 

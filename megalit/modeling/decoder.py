@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 from megalit.errors import UserError
 from megalit.modeling.attention import Backend, Documents, resolve, split_documents, try_kernel, whole_window
 from megalit.modeling.head import IGNORED, Head
+from megalit.modeling.metrics import mean_loss
 from megalit.modeling.out_of_memory import told_out_of_memory
 from megalit.modeling.shapes import Shape, shape_of
 from megalit.modeling.transformer import Regularization, Transformer
@@ -83,7 +84,7 @@ class Decoder(lightning.LightningModule):
         self.micro_batch: int | str | None = None
         self._backend: Backend | None = None
         self._validation: list[MeanMetric] = []
-        if init_std <= 0:
+        if not init_std > 0:  # NaN is refused, too
             raise UserError(f"model.init_std is {init_std}: choose a positive value")
 
     # Building --------------------------------------------------------------------------------------
@@ -210,13 +211,7 @@ class Decoder(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         trainer: Any = self.trainer
         loaders = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-        # One for each suite on every rank, also where a rank gets no window of a small suite: computing a metric
-        # waits for all ranks. Double precision where the device has it: a sum over millions of tokens in float32
-        # loses digits. A loss that is no number stays one: torchmetrics would leave it out (and "disable" the weights).
-        precision = torch.float32 if self.device.type == "mps" else torch.float64
-        self._validation = [MeanMetric(nan_strategy=torch.nan).set_dtype(precision).to(self.device) for _ in loaders]
-        for metric in self._validation:
-            metric.update(0.0, 0.0)
+        self._validation = [mean_loss(self.device) for _ in loaders]
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Add a batch of one validation suite to that suite's mean loss over tokens.

@@ -141,16 +141,17 @@ class LanguageModel(Decoder):
         )
 
     def _check_settings(self, z_loss: float) -> None:
-        if self.learning_rate <= 0:
+        # NaN compares false with everything, and is refused, too.
+        if not self.learning_rate > 0:
             raise UserError(f"model.learning_rate is {self.learning_rate}: choose a positive value")
         for name, value in (
             ("weight_decay", self.weight_decay),
             ("final_weight_decay", self.final_weight_decay),
             ("z_loss", z_loss),
         ):
-            if value < 0:
+            if not value >= 0:
                 raise UserError(f"model.{name} is {value}: choose 0 or more")
-        if self.gradient_clip is not None and self.gradient_clip <= 0:
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise UserError(f"model.gradient_clip is {self.gradient_clip}: choose a positive value, or null for none")
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise UserError(f"model.micro_batch is {self.micro_batch}: choose at least 1")

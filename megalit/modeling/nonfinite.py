@@ -1,9 +1,12 @@
 """What a loss or gradient that is not finite comes from."""
 
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from megalit.ranks import of_all_ranks
 
 
 @torch.no_grad()
@@ -18,17 +21,9 @@ def culprits(model: Any, batch: dict[str, Tensor]) -> str:
         one = {name: value[window : window + 1] for name, value in batch.items()}
         if not torch.isfinite(model.term_sums(one)).all():
             bad.append(sample)
-    bad, samples = sorted(_of_all_ranks(model, bad)), sorted(_of_all_ranks(model, samples))
+    bad, samples = (sorted(chain.from_iterable(of_all_ranks(own))) for own in (bad, samples))
     data = getattr(model.trainer, "datamodule", None)
     if not bad or data is None:
         return f"samples {samples[0]} to {samples[-1]}"
     documents = dict.fromkeys(name for sample in bad[:4] for name in data.documents_of(sample))
     return f"sample {', '.join(map(str, bad))}, documents {', '.join(documents)}"
-
-
-def _of_all_ranks(model: Any, values: list[int]) -> list[int]:
-    if model.trainer.world_size == 1:
-        return values
-    parts: list[Any] = [None] * model.trainer.world_size
-    torch.distributed.all_gather_object(parts, values)
-    return [value for part in parts for value in part]

@@ -35,9 +35,9 @@ class OptimizerSettings:
     momentum: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.eps <= 0:
+        if not self.eps > 0:  # NaN is refused, too
             raise UserError(f"model.optimizer.eps is {self.eps}: choose a positive value")
-        for name, value in (("betas", min(self.betas)), ("betas", max(self.betas)), ("momentum", self.momentum)):
+        for name, value in (*(("betas", beta) for beta in self.betas), ("momentum", self.momentum)):
             if not 0 <= value < 1:
                 raise UserError(f"model.optimizer.{name} has {value}: choose values in [0, 1)")
 

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from megalit.errors import UserError
 from megalit.scaling.engines import Objective, Solution, multi_start, project, variable_projection
-from megalit.scaling.fitting import Engine, Interval, checked_points, finite, interval_of
+from megalit.scaling.fitting import Engine
 from megalit.scaling.laws import Array, Chinchilla, DataConstrained
+from megalit.scaling.points import Interval, checked_points, finite, interval_of
 
 # Residuals of the logarithm beyond this count linearly (Hoffmann et al., arXiv 2203.15556, appendix D.3).
 HUBER = 1e-3

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from megalit.errors import UserError
-from megalit.scaling.fitting import Interval, PowerLawFit, finite, interval_of
+from megalit.scaling.fitting import PowerLawFit
 from megalit.scaling.laws import Array, PowerLaw
+from megalit.scaling.points import Interval, finite, interval_of
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import numpy as np
 
 from megalit.errors import UserError
 from megalit.scaling.engines import Objective
-from megalit.scaling.fitting import AT_BOUND, Interval, PowerLawFit, fit_power_law, refit, with_remarks
+from megalit.scaling.fitting import AT_BOUND, PowerLawFit, fit_power_law, refit, with_remarks
 from megalit.scaling.laws import Array
+from megalit.scaling.points import Interval
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,6 @@ class JointFit:
         for value, inner in self.inner.items():
             yield from inner.walk(f"{place}{', ' if place else ''}{self.axis} = {value:g}")
         yield place, self.axis, self.fit
-
-    def to_json(self) -> dict[str, Any]:
-        """For files."""
-        inner = {f"{value:g}": fit.to_json() for value, fit in self.inner.items()}
-        return {"axis": self.axis, **self.fit.to_json(), **({"inner": inner} if inner else {})}
 
 
 def joint_asymptote(

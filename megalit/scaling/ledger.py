@@ -83,7 +83,7 @@ def value_of(record: RunRecord, key: str) -> Any:
         losses = record.losses.get(suite or default_suite(record.losses), {})
         return losses.get("nats_per_token" if name == "loss" else name)
     for root in (vars(record), record.config):
-        found = _path(root, key.split("."))
+        found = at_key(root, key)
         if found is not None:
             return found
     return None
@@ -117,7 +117,7 @@ def validation_curve(record: RunRecord, key: str) -> Curve:
 def _axis(record: RunRecord, key: str) -> Any:
     tokens = sum(record.tokens_seen.values())
     values = {
-        "stream": str(_path(record.config, ["data", "class_path"]) or "").rpartition(".")[2] or None,
+        "stream": str(at_key(record.config, "data.class_path") or "").rpartition(".")[2] or None,
         "N": record.parameters.get("total"),
         "N_inner": record.parameters.get("non_embedding"),
         "D": tokens,
@@ -146,14 +146,13 @@ def count_generations(record: RunRecord) -> int | None:
     return max((count for count in counted if count is not None), default=None)
 
 
-def _path(root: Any, names: list[str]) -> Any:
-    if not names:
-        return root
-    if not isinstance(root, dict):
-        return None
-    if names[0] not in root and "init_args" in root:
-        return _path(root["init_args"], names)
-    return _path(root.get(names[0]), names[1:])
+def at_key(settings: Any, key: str) -> Any:
+    """The value at a dotted key, in which ``init_args`` may be left out; None where there is none."""
+    for part in key.split("."):
+        if isinstance(settings, dict) and part not in settings:
+            settings = settings.get("init_args")
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
 
 
 def number_of(record: RunRecord, key: str) -> float | None:

@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-from megalit.files import write_atomic
+from megalit.files import write_png
 from megalit.scaling.records import RunRecord
 
 
 def loss_curve(record: RunRecord, path: Path) -> None:
     """Draw training and validation loss over tokens to a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     training = record.training_curve
     axes.plot(
@@ -35,4 +33,4 @@ def loss_curve(record: RunRecord, path: Path) -> None:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    write_atomic(path, lambda file: figure.savefig(file, format="png"))
+    write_png(path, figure)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megalit.files import write_atomic
+from megalit.files import write_png
 
 Lengths = npt.NDArray[np.int64]
 # A window as (kind of text, tokens) parts, in order.
@@ -26,12 +26,10 @@ def plot_streams(
         windows: label and composition of the windows to show.
         path: where the picture goes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     figure = Figure(figsize=(9, 3.4 + 0.28 * len(windows)), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, height_ratios=[3.0, max(1.0, 0.28 * len(windows))])
     largest = max(int(values.max()) for values in lengths.values())
     bins = np.geomspace(1, max(2, largest, context_length), 50)
@@ -54,4 +52,4 @@ def plot_streams(
     lower.set_xlabel("tokens of the first windows of the run")
     handles = [Patch(color=colour, label=kind) for kind, colour in _COLOURS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    write_atomic(path, lambda file: figure.savefig(file, format="png"))
+    write_png(path, figure)

@@ -1,12 +1,11 @@
 """All ranks of a run read one plan."""
 
-from typing import Any
-
 import numpy as np
-import torch
 
+from megalit.differences import differences
 from megalit.errors import UserError
-from megalit.streams.plan import RunPlan, difference_of, what_is_read
+from megalit.ranks import of_all_ranks
+from megalit.streams.plan import RunPlan, what_is_read
 
 
 def refuse_other_plans(plan: RunPlan) -> None:
@@ -18,15 +17,10 @@ def refuse_other_plans(plan: RunPlan) -> None:
     Raises:
         UserError: on all ranks, where one differs; the message names it and the first difference.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    plans: list[Any] = [None] * torch.distributed.get_world_size()
     # Orders are drawn, and numpy's releases may draw others (NEP 19).
-    torch.distributed.all_gather_object(plans, {**what_is_read(plan.to_json()), "numpy": np.__version__})
+    plans = of_all_ranks({**what_is_read(plan.to_json()), "numpy": np.__version__})
     for rank, other in enumerate(plans):
-        difference = difference_of(plans[0], other)
-        if difference is not None:
-            path, first, this = difference
+        for path, first, this in differences(plans[0], other):
             raise UserError(
                 f"rank {rank} would read other data than rank 0 ({path} is {this!r}, not {first!r}): "
                 "give all nodes the same token stores and packages"

@@ -12,6 +12,7 @@ from typing import Any
 
 from megalit.errors import UserError
 from megalit.streams.orderings import LatentThoughts, Real, Samples, Simple, Stitched
+from megalit.streams.packing import windows_of
 from megalit.streams.plan import RunPlan
 from megalit.streams.run_length import Component, MixtureSettings, schedule_of, steps_of, stream_plans
 from megalit.streams.schedule import exact
@@ -153,10 +154,9 @@ def _stream(
     elif not isinstance(ordering, Real):
         raise UserError(f"sizes of a stream of the kind {type(ordering).__name__} cannot be assumed: build the stores")
     tokens = synthetic + (real_tokens if real else 0)
-    length = settings.context_length
     # Text and EOS BOS in turn, or for thoughts (text, marker, thought, marker) n times between BOS, text, EOS.
     rows = 4 * texts + 3 * documents if isinstance(ordering, LatentThoughts) else 2 * (texts + pieces) + 1
-    windows = tokens // length if settings.epoch_order == "paper" else -(-(tokens - 1) // length)
+    windows = windows_of(tokens, settings.context_length, disjoint=settings.epoch_order == "paper")
     return AssumedStream(ordering.name, tokens, max(0, synthetic - markers), windows, rows)
 
 

@@ -203,7 +203,7 @@ def build_stores(
             origin = {key: value for key, value in part.origin.items() if key != TOKEN_OFFSETS}
             built_from = {key: value for key, value in manifest.origin.items() if key != TOKEN_OFFSETS}
             asked = {**origin, "tokenizer": tokenizer.fingerprint}
-            other = difference(asked, {**built_from, "tokenizer": manifest.tokenizer})
+            other = difference({**built_from, "tokenizer": manifest.tokenizer}, asked)
             if other is not None:
                 raise UserError(
                     f"{output / part.name} was built from something else ({other}): go back to what it was built with, "

@@ -25,12 +25,12 @@ _LITERALS = {
 }
 
 
-def megadoc_lengths(stream: Stream, epoch: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Tokens from one document's first piece to its last, for each stretch of pieces of the same document.
+def megadoc_lengths(stream: Stream) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Tokens from one document's first piece to its last, for each stretch of pieces of the same document in one epoch.
 
     In a simple stream that is a document or a generation, in a stitched one a megadoc. Delimiters do not count.
     """
-    rows = np.asarray(stream.packed(epoch).rows)
+    rows = np.asarray(stream.packed(0).rows)
     document = stream.tables.table.document[rows]
     length = stream.tables.table.length[rows].astype(np.int64)
     # Literals belong to no document and end no stretch.

@@ -1,7 +1,7 @@
 """Stores joined by document into one table of pieces."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -10,11 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from megalit import __version__
 from megalit.errors import UserError
-from megalit.files import fingerprint
 from megalit.streams.pieces import Group, Integers, Literals, PieceTable, PieceTables
-from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.schedule import exact
 from megalit.streams.store import TokenStore
 from megalit.streams.store_set import StoreSet
@@ -24,69 +21,13 @@ Narrow = npt.NDArray[np.int32]
 # What the columns of a table of pieces can number: chunks of all stores, and pieces with the literals between them.
 _MOST_BUFFERS, _MOST_ROWS = 2**16, 2**30
 
-_COLUMNS = ("buffer", "begin", "length", "document", "generation")
-_GROUPS = ("real", "generations", "thoughts", "segments")
 
-
-class MappedTables:
-    """The tables of :func:`join`, computed once per node and mapped by every process there.
-
-    Args:
-        stores, literals, real_fraction: as for :func:`join`.
-
-    Attributes:
-        tables: the pieces.
-        key: fingerprint of everything that they depend on.
-    """
-
-    def __init__(self, stores: StoreSet, literals: Literals, real_fraction: float) -> None:
-        # Which document an item belongs to is not part of a store's content hash, so its table counts too.
-        items = [(store.folder / "items.parquet").stat() for store in stores.training]
-        changed = [[file.st_size, file.st_mtime_ns] for file in items]
-        # In the order in which generations follow each other.
-        order = [store.folder.name for store in stores.training]
-        versions = [__version__, np.__version__, *order]
-        self.key = fingerprint([versions, stores.contents, changed, asdict(literals), real_fraction])
-        self._plans = PlanArrays(self.key, lambda _: _to_arrays(join(stores, literals, real_fraction)))
-        self.tables = _from_arrays(self._plans[0], stores, literals)
-
-    def forget(self) -> None:
-        """Remove the files; what is mapped stays readable."""
-        self._plans.forget()
-
-
-def _to_arrays(tables: PieceTables) -> Arrays:
-    columns = {name: getattr(tables.table, name) for name in _COLUMNS}
-    groups = [getattr(tables, name) for name in _GROUPS]
-    samples = tables.samples
-    return {
-        **columns,
-        "kept": tables.kept,
-        "least_places": tables.least_places,
-        "samples": np.array([samples.first, samples.size]),
-        "first": np.array([group.first for group in groups]),
-        "start": np.stack([group.start for group in groups]),
-        "count": np.stack([group.count for group in groups]),
-    }
-
-
-def _from_arrays(arrays: Any, stores: StoreSet, literals: Literals) -> PieceTables:
-    table = PieceTable(_buffers(stores, literals), *(arrays[name] for name in _COLUMNS))
-    real, generations, thoughts, segments = (
-        Group(int(first), start, count)
-        for first, start, count in zip(arrays["first"], arrays["start"], arrays["count"], strict=True)
-    )
-    samples = _samples(*arrays["samples"].tolist())
-    groups = (real, generations, thoughts, segments, samples)
-    return PieceTables(stores, arrays["kept"], table, *groups, arrays["least_places"])
-
-
-def _samples(first: int, count: int) -> Group:
+def group_of_samples(first: int, count: int) -> Group:
     """Samples have no document, so they are one group."""
     return Group(first, np.zeros(1, dtype=np.int64), np.array([count]))
 
 
-def _buffers(stores: StoreSet, literals: Literals) -> list[npt.NDArray[Any]]:
+def buffers_of(stores: StoreSet, literals: Literals) -> list[npt.NDArray[Any]]:
     """The literals, then the chunks of all stores."""
     flat = np.array([token for part in literals.parts for token in part], dtype=np.int32)
     return [flat, *(buffer for store in stores.training for buffer in store.buffers)]
@@ -124,7 +65,7 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
         tokens = store.items(["tokens"])["tokens"].to_numpy()
         numbers = items + (build.rows - first)
         build.add(store, items, None, tokens, len(kept) + numbers, numbers)
-    samples = _samples(first, build.rows - first)
+    samples = group_of_samples(first, build.rows - first)
     return PieceTables(stores, kept, build.finish(), real_group, generations, thoughts, segments, samples, least)
 
 
@@ -201,7 +142,7 @@ class _TableBuilder:
     def __init__(self, stores: StoreSet, literals: Literals) -> None:
         parts = literals.parts
         lengths = np.array([len(part) for part in parts])
-        self._buffers = _buffers(stores, literals)
+        self._buffers = buffers_of(stores, literals)
         chunks = [1, *(len(store.buffers) for store in stores.training)]
         first = np.cumsum(chunks).tolist()
         self._first_buffer = {store.folder: first[number] for number, store in enumerate(stores.training)}

@@ -1,6 +1,5 @@
 """A mixture: streams, their shares in each phase of the run, and the plan that follows."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from megalit.errors import UserError
-from megalit.files import fingerprint
+from megalit.files import file_digest, fingerprint
 from megalit.streams.held_out import shared_documents, shared_ids
-from megalit.streams.joining import MappedTables
 from megalit.streams.loading import SuiteWindows
+from megalit.streams.mapped_tables import MappedTables
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, Samples, describe, describe_generations
 from megalit.streams.pieces import Integers, Literals, PieceTables
 from megalit.streams.plan import RunPlan
@@ -299,5 +298,4 @@ def _file_digest(name: str | None) -> str | None:
     """Hash of a file's content; None where none is named, or where it is missing, which its reader reports."""
     if name is None or not Path(name).is_file():
         return None
-    with Path(name).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return file_digest(Path(name))

@@ -17,6 +17,13 @@ from megalit.streams.pieces import LITERALS, Integers, PieceTable, Rows
 IGNORED = -100
 
 
+def windows_of(tokens: int, context_length: int, disjoint: bool) -> int:
+    """How many windows so many tokens make, disjoint ones or those of which every token but the first is a target."""
+    if disjoint:
+        return tokens // context_length
+    return -(-(tokens - 1) // context_length) if tokens > 1 else 0
+
+
 @dataclass(frozen=True)
 class PackedTokens:
     """Pieces laid end to end.
@@ -43,10 +50,7 @@ class PackedTokens:
 
     def windows(self, context_length: int) -> int:
         """How many windows there are."""
-        if self.disjoint:
-            return self.tokens // context_length
-        # Every token but the first is a target.
-        return -(-(self.tokens - 1) // context_length) if self.tokens > 1 else 0
+        return windows_of(self.tokens, context_length, self.disjoint)
 
     def bounds(self, windows: Integers, context_length: int) -> tuple[Integers, Integers]:
         """First token of each window, and the one behind its last."""

@@ -1,9 +1,9 @@
 """The plan of a run: what will be read, how often, in how many steps, before anything is trained."""
 
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from typing import Any
 
+from megalit.differences import differences
 from megalit.files import fingerprint
 
 # Of a stream, where documents have fewer than are asked for: how many one has on average, and at most.
@@ -89,8 +89,8 @@ class RunPlan:
         return asdict(self)
 
     def first_difference(self, other: dict[str, Any]) -> str | None:
-        """Name the first thing in which another plan (as JSON) differs from this one."""
-        return difference(what_is_read(self.to_json()), what_is_read(other))
+        """Name the first thing in which an earlier plan (as JSON) differs from this one."""
+        return difference(what_is_read(other), what_is_read(self.to_json()))
 
 
 def what_is_read(plan: dict[str, Any]) -> dict[str, Any]:
@@ -102,31 +102,8 @@ def what_is_read(plan: dict[str, Any]) -> dict[str, Any]:
     return {**plan, "settings": {**settings, "streams": streams}}
 
 
-def difference(mine: Any, other: Any) -> str | None:
-    """Name the first thing in which ``other``, which was, differs from ``mine``, which is."""
-    found = difference_of(mine, other)
-    if found is None:
-        return None
-    path, now, before = found
-    return f"{path} was {before!r} and is {now!r}"
-
-
-def difference_of(mine: Any, other: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """The first place in which two values of JSON differ, with what is there in each."""
-    if isinstance(mine, tuple):
-        mine = list(mine)
-    if isinstance(other, tuple):
-        other = list(other)
-    if isinstance(mine, dict) and isinstance(other, dict):
-        for key in {**mine, **other}:
-            found = difference_of(mine.get(key), other.get(key), f"{path}.{key}" if path else str(key))
-            if found:
-                return found
-        return None
-    if isinstance(mine, list) and isinstance(other, list):
-        for index, (left, right) in enumerate(zip_longest(mine, other)):
-            found = difference_of(left, right, f"{path}[{index}]")
-            if found:
-                return found
-        return None
-    return None if mine == other else (path, mine, other)
+def difference(then: Any, now: Any) -> str | None:
+    """Name the first thing in which two values of JSON differ, with what it was and what it is."""
+    for path, before, after in differences(then, now):
+        return f"{path} was {before!r} and is {after!r}"
+    return None

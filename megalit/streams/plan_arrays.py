@@ -2,8 +2,8 @@
 
 They lie in a folder of the node's own temporary space, named by the fingerprint of what they are computed
 from, so a second run over the same data finds them too. Whoever needs an epoch first computes it, under a
-lock, and removes the epoch before last; a mapped file stays readable after that. Each user holds a lease, which
-ends with its process: only the last one removes the folder.
+lock, and removes those that are :data:`KEPT_EPOCHS` or more behind it; a mapped file stays readable after that.
+Each user holds a lease, which ends with its process: only the last one removes the folder.
 """
 
 import fcntl

@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.streams.pieces import Integers, PieceTables
 
 # Neighbours that the path may go on to before it has to jump.
@@ -70,7 +70,7 @@ def read_embeddings(path: Path, ids: pa.Array) -> npt.NDArray[np.float32]:
     except (pa.ArrowInvalid, ValueError, KeyError) as error:
         raise UserError(
             f"data.embeddings {path} is no Parquet file with 'id' and 'embedding' of one length "
-            f"({str(error).splitlines()[0]}): write it again"
+            f"({reason(error)}): write it again"
         ) from error
     names = ids.to_pylist()
     absent = next((name for name in names if name not in places), None)

@@ -14,7 +14,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore, from_url
 
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.files import digest, lock, new_folder
 from megalit.streams.building import verify
 
@@ -65,9 +65,8 @@ def local_stores(location: str) -> Path:
                 if not (folder / name).exists():
                     _stage(folder / name, remote, keys, f"{url}/{name}")
     except (BaseError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{url} cannot be staged to {folder} ({reason}): check the URL, the credentials and the space"
+            f"{url} cannot be staged to {folder} ({reason(error)}): check the URL, the credentials and the space"
         ) from error
     return folder
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from litdata.streaming.item_loader import BaseItemLoader, Interval
 
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.files import read_json
 
 FORMAT = 1
@@ -106,8 +106,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def damaged(path: Path, error: Exception) -> UserError:
     """The error for a file of a store that cannot be read."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(f"{path} is missing or damaged ({reason}): build the store again")
+    return UserError(f"{path} is missing or damaged ({reason(error)}): build the store again")
 
 
 class DocumentLoader(BaseItemLoader):

@@ -25,6 +25,9 @@ Progress = Callable[[int, str], None]
 _CHUNK = 1 << 22
 # Distinct n-grams are counted by 64-bit hashes; beyond this many tokens only the first ones are read.
 _NGRAM_TOKENS = 1 << 25
+_NGRAMS = (2, 3)
+# Added to each token id's count: Jeffreys' prior.
+_SMOOTHING = 0.5
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,6 @@ class Comparison:
         covered_types: share of the held-out text's token ids that occur in training.
         rare: how many different held-out token ids occur at most ``rare_count`` times there.
         rare_unseen: share of them that never occur in training.
-        smoothing: added to the count of each token id of the vocabulary.
     """
 
     forward: float
@@ -70,13 +72,11 @@ class Comparison:
     covered_types: float
     rare: int
     rare_unseen: float
-    smoothing: float
 
 
 def unigrams_of_stores(
     name: str,
     stores: Iterable[TokenStore],
-    orders: tuple[int, ...] = (2, 3),
     progress: Progress = lambda count, unit: None,
 ) -> Unigrams:
     """Unigrams of all items of some stores.
@@ -105,14 +105,13 @@ def unigrams_of_stores(
                 progress(read, "tokens")
     tokens = np.concatenate(sample)
     joined = np.concatenate(lengths)
-    distinct = {n: _distinct(tokens, joined, n) for n in orders}
+    distinct = {n: _distinct(tokens, joined, n) for n in _NGRAMS}
     return Unigrams(name, counts, joined, distinct, len(tokens))
 
 
 def unigrams_of_stream(
     stream: Stream,
     vocabulary: int,
-    orders: tuple[int, ...] = (2, 3),
     progress: Progress = lambda count, unit: None,
 ) -> Unigrams:
     """Unigrams of one epoch of a stream; its items are the texts that its ordering places."""
@@ -133,7 +132,7 @@ def unigrams_of_stream(
     lengths = table.length[texts].astype(np.int64)
     few = texts[np.cumsum(lengths) <= _NGRAM_TOKENS]
     tokens = np.concatenate([table.read(row) for row in few.tolist()]) if len(few) else np.zeros(0, dtype=np.int64)
-    distinct = {n: _distinct(tokens, lengths, n) for n in orders}
+    distinct = {n: _distinct(tokens, lengths, n) for n in _NGRAMS}
     return Unigrams(stream.name, counts, lengths, distinct, len(tokens))
 
 
@@ -143,12 +142,12 @@ def unigrams_of_run(streams: Iterable[tuple[Unigrams, float]]) -> Unigrams:
     return Unigrams("the run", counts, np.zeros(0, dtype=np.int64), {}, 0)
 
 
-def compare(training: Counts, held_out: Counts, *, smoothing: float = 0.5, rare_count: int = 2) -> Comparison:
+def compare(training: Counts, held_out: Counts, *, smoothing: float = _SMOOTHING, rare_count: int = 2) -> Comparison:
     """Divergences in both directions, coverage, and rare tokens that training never shows.
 
     Args:
         training, held_out: counts of each token id, ``(vocabulary,)``.
-        smoothing: added to each count; 0.5 is Jeffreys' prior.
+        smoothing: added to each count.
         rare_count: a held-out token is rare if it occurs at most this often.
 
     Raises:
@@ -175,7 +174,6 @@ def compare(training: Counts, held_out: Counts, *, smoothing: float = 0.5, rare_
         covered_types=float((present & seen).sum() / present.sum()),
         rare=int(rare.sum()),
         rare_unseen=float((rare & ~seen).sum() / max(int(rare.sum()), 1)),
-        smoothing=smoothing,
     )
 
 
@@ -194,11 +192,11 @@ def _distinct(tokens: npt.NDArray[np.integer], lengths: Counts, n: int) -> float
     return len(np.unique(whole)) / len(whole) if len(whole) else 0.0
 
 
-def comparison_lines(texts: Iterable[Unigrams], held_out: Unigrams, smoothing: float = 0.5) -> list[str]:
+def comparison_lines(texts: Iterable[Unigrams], held_out: Unigrams) -> list[str]:
     """The analysis in words, one block for each text."""
-    lines = [f"against {held_out.name} ({held_out.tokens:,} tokens), {smoothing:g} added to each token's count:"]
+    lines = [f"against {held_out.name} ({held_out.tokens:,} tokens), {_SMOOTHING:g} added to each token's count:"]
     for text in texts:
-        found = compare(text.counts, held_out.counts, smoothing=smoothing)
+        found = compare(text.counts, held_out.counts)
         distinct = ", ".join(f"{share:.1%} of {n}-grams" for n, share in text.distinct.items())
         middle = float(np.median(text.lengths)) if len(text.lengths) else 0.0
         lines += [

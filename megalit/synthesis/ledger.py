@@ -108,9 +108,6 @@ class Ledger:
         """Generations that count and were made with other settings, by their fingerprint."""
         return Counter(self._otherwise.values())
 
-    def is_accepted(self, identity: str) -> bool:
-        return bytes.fromhex(identity) in self._accepted
-
     def is_done(self, identity: str) -> bool:
         """Made, or tried as often as allowed."""
         key = bytes.fromhex(identity)

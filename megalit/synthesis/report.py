@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from megalit.corpus.tables import TRAIN, Corpus
-from megalit.files import write_atomic
+from megalit.files import write_png
 from megalit.synthesis.compaction import TABLE, Compacted
 from megalit.synthesis.items import TokenCounter
 from megalit.synthesis.text import ngrams, words
@@ -142,7 +142,7 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     """Draw lengths and novelty as PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained", dpi=150)
     lengths, novelty = figure.subplots(1, 2)
     for name, label in (("document_words_percentiles", "documents"), ("words_percentiles", "generations")):
         values = report[name]
@@ -160,4 +160,4 @@ def plot_report(report: dict[str, Any], path: Path) -> None:
     )
     if among:
         novelty.set_xticks(range(1, len(among) + 1, max(1, len(among) // 8)))
-    write_atomic(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    write_png(path, figure)

@@ -5,7 +5,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from megalit.files import write_atomic
+from megalit.files import write_png
 from megalit.tuning.certificate import certify
 from megalit.tuning.results import Results
 from megalit.tuning.space import Axis, Point
@@ -30,7 +30,6 @@ def path_of_centres(results: Results) -> list[Point]:
 def draw_sweep(results: Results, path: Path) -> None:
     """Draw to a PNG file: the losses of the points in order, and for each pair of axes the points, the path of the
     best one, and a star where it is now (filled where certified)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     axes = results.space.axes
@@ -38,7 +37,6 @@ def draw_sweep(results: Results, path: Path) -> None:
     columns = min(3, len(pairs) + 1)
     rows = math.ceil((len(pairs) + 1) / columns)
     figure = Figure(figsize=(4.6 * columns, 3.8 * rows), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     _draw_losses(panels[0], results)
     for panel, (first, second) in zip(panels[1:], pairs, strict=False):
@@ -48,7 +46,7 @@ def draw_sweep(results: Results, path: Path) -> None:
             _draw_pair(panel, results, first, second)
     for panel in panels[len(pairs) + 1 :]:
         panel.set_axis_off()
-    write_atomic(path, lambda file: figure.savefig(file, format="png"))
+    write_png(path, figure)
 
 
 def _finite(results: Results) -> dict[Point, float]:

@@ -41,7 +41,6 @@ class Claim:
     steps: int | None
     error: str | None
     worker: dict[str, Any]
-    beat: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ class Results:
             steps=trial.user_attrs.get(STEPS),
             error=trial.user_attrs.get(ERROR),
             worker=worker,
-            beat=trial.user_attrs.get(BEAT, 0),
         )
 
     @cached_property

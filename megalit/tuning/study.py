@@ -21,6 +21,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock, 
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
+from megalit.differences import differences
 from megalit.errors import UserError
 from megalit.tuning.results import BEAT, CLAIM, ERROR, OUTCOME, RETRIED, SEEDS, SPACE, START, STEPS, Results
 from megalit.tuning.space import Space
@@ -125,13 +126,10 @@ class SharedStudy:
         """
         with self.asking():
             held = self.study.user_attrs
-            for name, value in sweep.items():
-                known = held.get(_SWEEP, sweep).get(name)
-                if known != value:
-                    raise UserError(
-                        f"{self.folder} holds a sweep with another {name} ({known!r}, not {value!r}): "
-                        "choose another --output"
-                    )
+            for name, then, now in differences(held.get(_SWEEP, sweep), sweep):
+                raise UserError(
+                    f"{self.folder} holds a sweep with another {name} ({then!r}, not {now!r}): choose another --output"
+                )
             self.study.set_user_attr(_SWEEP, dict(sweep))
             if held.get(_DECLARED) != space.to_json():
                 self._check_axes(space)

@@ -20,6 +20,7 @@ import torch
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint, Preemption
 from megalit.callbacks import preemption as preempting
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.modeling.language_model import LanguageModel
 from megalit.preemption import STOP, Preempted
 from megalit.streams import StitchedStream
@@ -147,7 +148,7 @@ def fit(stores: str, folder: Path, case: Case, requeue: Callable[[], bool]) -> i
     with STOP.installed():
         STOP.at_once = False
         try:
-            trainer.fit(model, data, ckpt_path=Checkpoint.newest(folder), weights_only=True)
+            trainer.fit(model, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
         except Preempted as stopped:
             return int(str(stopped.code))
     torch.save(model.state_dict(), folder / f"weights-{RANK}.pt")

@@ -10,7 +10,7 @@ from forks import fork, ranks
 from full_disk import writer
 from running import Run, losses
 
-from megalit.callbacks import Checkpoint
+from megalit.evaluation.checkpoints import newest_checkpoint
 
 SAID = "is not saved (No space left on device): free space; the run goes on and tries again at the next one"
 
@@ -81,6 +81,6 @@ def test_all_ranks_go_on(small: Path, tmp_path: Path) -> None:
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     assert saved(tmp_path / "run") == [35, 40]
-    newest = Checkpoint.newest(tmp_path / "run")
+    newest = newest_checkpoint(tmp_path / "run")
     assert newest is not None
     assert torch.load(newest, weights_only=True)["global_step"] == 40

@@ -7,7 +7,7 @@ from data_sets import DataSet
 from forks import Fork, fork, ranks
 from running import Run, losses
 
-from megalit.callbacks import Checkpoint
+from megalit.evaluation.checkpoints import newest_checkpoint
 
 HERE = Path(__file__).parent
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
@@ -88,4 +88,4 @@ def test_a_sharded_checkpoint_without_another_nodes_part_gets_no_name(data_set: 
         _, said = process.communicate(timeout=300)
         assert process.returncode != 0
         assert "was written and is not there, so the checkpoint could not be read" in said
-    assert [Checkpoint.newest(tmp_path / rank / "run") for rank in "01"] == [None, None]
+    assert [newest_checkpoint(tmp_path / rank / "run") for rank in "01"] == [None, None]

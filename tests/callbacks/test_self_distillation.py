@@ -1,6 +1,7 @@
 """Soft-label self-distillation through the command line: what it logs, resumes and refuses."""
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def test_what_cannot_be_a_teacher_is_named(
         ({"teachers": ["ema", "x"]}, "ema beside others"),
         ({"teachers": "x", "weight": 1.5}, "weight is 1.5"),
         ({"teachers": "x", "temperature": 0.0}, "temperature is 0.0"),
+        ({"teachers": "x", "temperature": math.nan}, "temperature is nan"),
         ({"teachers": "x", "decay": 1.0}, "decay is 1.0"),
     ],
 )

@@ -11,13 +11,13 @@ import torch
 from data_sets import DataSet, make_rows
 from running import Run
 
-from megalit.callbacks import Checkpoint
 from megalit.cli import models
 from megalit.cli.evaluate import _processes
 from megalit.cli.models import open_model
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.errors import UserError
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.streams.building import build_stores
 
 
@@ -58,7 +58,7 @@ def test_an_earlier_checkpoint_has_a_file_of_its_own(
     run: Run, small: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("evaluate", "--run", "run") == 0
-    newest = Checkpoint.newest(trained)
+    newest = newest_checkpoint(trained)
     assert newest is not None
     assert run("evaluate", "--run", newest) == 0
     assert "measured before" in capsys.readouterr().err
@@ -204,7 +204,7 @@ def test_what_cannot_be_measured_ends_in_one_line(
     assert "does not exist: name a store" in refused("--run", "run", "--suites", "{iid: nothing}")
     assert "nothing to measure" in refused("--run", "run", "--suites", "{}")
     assert "with --output" in refused("--run", "run", "run", "--ensemble", "logits")
-    newest = Checkpoint.newest(trained)
+    newest = newest_checkpoint(trained)
     assert newest is not None
     state = torch.load(newest, weights_only=True)
     state["state_dict"]["lm_head.weight"][:] = torch.nan

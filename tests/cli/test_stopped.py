@@ -8,7 +8,7 @@ from pathlib import Path
 from forks import Fork
 from running import start, start_interpreter, wait_for_checkpoint
 
-from megalit.callbacks import Checkpoint
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.scaling.records import read_record
 
 
@@ -42,7 +42,7 @@ def test_stopped_at_its_first_moment_and_at_work_it_ends_as_if_undisturbed(small
     wait_for_checkpoint(process, tmp_path / "run")
     errors = stop(process, signal.SIGTERM)
     assert "megalit: stopped by SIGTERM at step" in errors
-    stopped = Checkpoint.newest(tmp_path / "run")
+    stopped = newest_checkpoint(tmp_path / "run")
     assert stopped is not None
     assert f"{int(stopped.stem.split('-')[1]):,}: the same command continues" in errors
 

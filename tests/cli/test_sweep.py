@@ -16,9 +16,9 @@ from forks import Fork, fork
 from optuna.samplers import TPESampler
 from running import Run, start
 
-from megalit.callbacks import Checkpoint
 from megalit.cli import sweep
 from megalit.cli.fit_config import fit_config
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.scaling.records import read_record
 from megalit.tuning import trials
 from megalit.tuning.results import Unit
@@ -99,7 +99,7 @@ def test_a_sweep_killed_in_a_trial_continues_that_run(run: Run, small: Path, tmp
     sweep_config = config(tmp_path, small, space={"model.weight_decay": [0.0, 0.1]})
     process = start("sweep", "--config", sweep_config, folder=tmp_path)
     runs = tmp_path / "sweep" / "runs"
-    while not (runs.is_dir() and any(Checkpoint.newest(folder) for folder in runs.iterdir() if folder.is_dir())):
+    while not (runs.is_dir() and any(newest_checkpoint(folder) for folder in runs.iterdir() if folder.is_dir())):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     (trial,) = [folder.name for folder in runs.iterdir() if folder.is_dir()]

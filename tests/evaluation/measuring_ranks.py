@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from megalit.evaluation import measure, token_losses
+from megalit.evaluation.losses import token_losses
+from megalit.evaluation.measuring import measure
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams.store import TokenStore
 from megalit.streams.suites import suite_of

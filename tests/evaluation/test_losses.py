@@ -11,8 +11,7 @@ from data_sets import DataSet
 from torch import Tensor
 
 from megalit.errors import UserError
-from megalit.evaluation import averaged, batches, member_logits, token_losses
-from megalit.evaluation.losses import inference
+from megalit.evaluation.losses import averaged, batches, inference, member_logits, token_losses
 from megalit.modeling import head
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.shapes import Shape
@@ -88,12 +87,11 @@ def test_members_are_averaged_as_written_down(data_set: DataSet, average: Any, m
     # Members of other widths and depths, one vocabulary, more than one chunk in a batch.
     monkeypatch.setitem(head.CHUNK_LOGITS, "cpu", 300 * 2 * 50)
     models = [build(1), build(2, Shape(48, 64, 1, 3, 3))]
-    weights = torch.tensor([0.25, 0.75])
     found = []
     for _, batch in batches(suite(data_set), 4, torch.device("cpu")):
         with inference(models):
             for logits, targets in member_logits(models, batch):
-                found.append(-averaged(logits, average, weights)[torch.arange(len(targets)), targets])
+                found.append(-averaged(logits, average)[torch.arange(len(targets)), targets])
     stream = [token for document in documents(data_set) for token in document]
     expected = []
     for first in range(0, len(stream) - 1, LENGTH):
@@ -101,9 +99,9 @@ def test_members_are_averaged_as_written_down(data_set: DataSet, average: Any, m
         with torch.no_grad():
             one, other = (model(window[None, :-1])[0] for model in models)
         if average == "logits":
-            mixed = (0.25 * one + 0.75 * other).softmax(-1)
+            mixed = (0.5 * one + 0.5 * other).softmax(-1)
         else:
-            mixed = 0.25 * one.softmax(-1) + 0.75 * other.softmax(-1)
+            mixed = 0.5 * one.softmax(-1) + 0.5 * other.softmax(-1)
         expected.append(-mixed.log()[torch.arange(len(window) - 1), window[1:]])
     torch.testing.assert_close(torch.cat(found), torch.cat(expected), atol=1e-5, rtol=1e-4)
 

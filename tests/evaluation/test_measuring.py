@@ -12,8 +12,8 @@ from forks import fork
 from test_losses import LENGTH, build, documents, losses_of, suite
 
 from megalit.errors import UserError
-from megalit.evaluation import by_context_length, measure, token_losses
-from megalit.evaluation.measuring import by_position, context_lengths
+from megalit.evaluation.losses import token_losses
+from megalit.evaluation.measuring import by_context_length, by_position, context_lengths, measure
 from megalit.evaluation.results import Evaluation, Spread, over_runs, read_evaluation
 from megalit.streams.store import TokenStore
 from megalit.streams.suites import suite_of

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint, SelfDistillation
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.shapes import Shape
 from megalit.streams import StitchedStream
@@ -65,7 +66,7 @@ def train(stores: str, folder: Path, stop_at: int, teacher: str | None = None, *
         callbacks=[StopAt(stop_at), TypesOfWeights(), Checkpoint(), *([SelfDistillation(teacher)] if teacher else [])],
         **settings,
     )
-    run.fit(model, data, ckpt_path=Checkpoint.newest(folder), weights_only=True)
+    run.fit(model, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
     assert run.global_step == stop_at
     if stop_at == STEPS and run.is_global_zero:
         loss = float(run.callback_metrics["validation/iid"])

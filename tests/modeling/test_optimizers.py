@@ -1,6 +1,7 @@
 """Learning-rate schedules, parameter groups, and Muon beside AdamW."""
 
 import copy
+import math
 from itertools import pairwise
 
 import pytest
@@ -98,7 +99,9 @@ def test_the_state_of_several_optimizers_comes_back() -> None:
         assert torch.equal(mine, other)
 
 
-@pytest.mark.parametrize("settings", [{"eps": 0.0}, {"betas": (0.9, 1.0)}, {"momentum": -0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"eps": 0.0}, {"eps": math.nan}, {"betas": (0.9, 1.0)}, {"betas": (0.9, math.nan)}, {"momentum": -0.1}]
+)
 def test_settings_that_cannot_work_are_named(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"model.optimizer.{next(iter(settings))}"):
         OptimizerSettings(**settings)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from sharded_training import StopAt
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint
 from megalit.errors import UserError
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.modeling import language_model, micro_batch
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.optimizers import OptimizerSettings, Schedule
@@ -59,13 +60,13 @@ def train(
         plugins=[AtomicCheckpointIO()],
         callbacks=[*callbacks, StopAt(stop_at), Checkpoint()],
     )
-    trainer.fit(model, data, ckpt_path=Checkpoint.newest(folder), weights_only=True)
+    trainer.fit(model, data, ckpt_path=newest_checkpoint(folder), weights_only=True)
     assert trainer.global_step == stop_at
     return model
 
 
 def final(folder: Path) -> dict[str, Any]:
-    newest = Checkpoint.newest(folder)
+    newest = newest_checkpoint(folder)
     assert newest is not None
     checkpoint: dict[str, Any] = torch.load(newest, weights_only=True)
     return checkpoint
@@ -175,10 +176,10 @@ class Poison(lightning.Callback):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_where(data_set: DataSet, tmp_path: Path) -> None:
     train(data_set, tmp_path, stop_at=3)
-    before = Checkpoint.newest(tmp_path)
+    before = newest_checkpoint(tmp_path)
     with pytest.raises(UserError, match=r"the loss is not finite at step 5, sample 16, .*, documents document-\d+"):
         train(data_set, tmp_path, callbacks=(Poison(float("nan")),))
-    assert Checkpoint.newest(tmp_path) == before
+    assert newest_checkpoint(tmp_path) == before
 
 
 def test_a_loss_that_is_not_finite_skips_the_step_where_that_is_asked_for(

@@ -13,8 +13,9 @@ from forks import Fork, finish, fork, ranks
 from lightning.pytorch.strategies import ModelParallelStrategy
 from sharded_training import STEPS, new_model, train
 
-from megalit.callbacks import AtomicCheckpointIO, Checkpoint
+from megalit.callbacks import AtomicCheckpointIO
 from megalit.errors import UserError
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.modeling import sharding
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.optimizers import OptimizerSettings
@@ -31,7 +32,7 @@ def shard(
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    newest = Checkpoint.newest(folder)
+    newest = newest_checkpoint(folder)
     assert newest is not None
     state: dict[str, torch.Tensor] = AtomicCheckpointIO().load_checkpoint(newest)["state_dict"]
     return state
@@ -44,7 +45,7 @@ def test_one_process_and_a_sharded_run_continue_each_other(data_set: DataSet, tm
     train(stores, tmp_path / "sharded_last", 3, devices=1)
     last = shard(data_set, tmp_path / "sharded_last", STEPS)
     finish(first)
-    folder = Checkpoint.newest(tmp_path / "sharded_first")
+    folder = newest_checkpoint(tmp_path / "sharded_first")
     assert folder is not None
     assert folder.is_dir()
     assert [path.name for path in folder.parent.iterdir()] == ["step-000000003.ckpt"]
@@ -64,7 +65,7 @@ def test_one_process_and_a_sharded_run_continue_each_other(data_set: DataSet, tm
 def test_a_sharded_run_goes_on_from_a_whole_checkpoint(data_set: DataSet, tmp_path: Path) -> None:
     """Torch's optimizers and Lightning's strategy count parameters in different orders, a checkpoint names them."""
     finish(shard(data_set, tmp_path / "sharded", 3, files="whole"))
-    newest = Checkpoint.newest(tmp_path / "sharded")
+    newest = newest_checkpoint(tmp_path / "sharded")
     assert newest is not None
     assert newest.is_file()
     state = torch.load(newest, weights_only=True)

@@ -1,6 +1,7 @@
 """The training step: the loss does not depend on how a batch is divided."""
 
 import copy
+import math
 from pathlib import Path
 
 import lightning
@@ -61,7 +62,10 @@ def test_a_vocabulary_smaller_than_the_stores_is_refused(data_set: DataSet, tmp_
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("learning_rate", 0.0), ("weight_decay", -1.0), ("z_loss", -0.1), ("micro_batch", 0)],
+    [
+        *[("learning_rate", 0.0), ("weight_decay", -1.0), ("z_loss", -0.1), ("micro_batch", 0)],
+        *[(name, math.nan) for name in ("learning_rate", "weight_decay", "z_loss", "gradient_clip", "init_std")],
+    ],
 )
 def test_settings_that_cannot_work_are_named(setting: str, value: float) -> None:
     with pytest.raises(UserError, match=f"model.{setting} is {value}"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from mini_slurm import MiniSlurm, until
 
-from megalit.callbacks import Checkpoint
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.scaling.records import CurvePoint, read_record
 
 HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ def until_step(slurm: MiniSlurm, job: str, folder: Path, step: int) -> None:
     """Wait until a run has saved a step."""
 
     def reached() -> bool:
-        newest = Checkpoint.newest(folder)
+        newest = newest_checkpoint(folder)
         return newest is not None and int(re.findall(r"\d+", newest.name)[0]) >= step
 
     until(reached, 300, lambda: f"{slurm.job(job)}\n{output(folder)}")
@@ -60,7 +60,7 @@ def until_step(slurm: MiniSlurm, job: str, folder: Path, step: int) -> None:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The last weights of a run."""
-    newest = Checkpoint.newest(folder)
+    newest = newest_checkpoint(folder)
     assert newest is not None
     state: dict[str, torch.Tensor] = torch.load(newest, weights_only=True)["state_dict"]
     return state

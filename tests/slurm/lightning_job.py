@@ -16,6 +16,7 @@ import lightning
 import torch
 
 from megalit.callbacks import Checkpoint, Preemption
+from megalit.evaluation.checkpoints import newest_checkpoint
 
 STEPS, PARKED = 40, 10
 FOLDER = Path(sys.argv[1])
@@ -69,7 +70,7 @@ def main() -> None:
         enable_model_summary=False,
         callbacks=[Park(), Checkpoint(), Preemption(every_n_steps=1)] if ours else [Park()],
     )
-    newest = Checkpoint.newest(FOLDER) if ours else None
+    newest = newest_checkpoint(FOLDER) if ours else None
     trainer.fit(Model(), torch.utils.data.DataLoader(data, batch_size=4), ckpt_path=newest)
     torch.distributed.destroy_process_group()
 

@@ -11,7 +11,7 @@ from data_sets import DataSet
 from forks import Fork, finish, fork, ranks
 from traced_training import data_module
 
-from megalit.callbacks import Checkpoint
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.streams.loading import split
 
 SCRIPT = Path(__file__).with_name("traced_training.py")
@@ -72,7 +72,7 @@ def check_trace(data_set: DataSet, folder: Path, steps: int) -> None:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    checkpoint = Checkpoint.newest(folder)
+    checkpoint = newest_checkpoint(folder)
     assert checkpoint is not None
     state: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
     return state

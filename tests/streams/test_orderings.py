@@ -12,8 +12,9 @@ import pytest
 from data_sets import GENERATIONS, DataSet
 
 from megalit.errors import UserError
-from megalit.streams import joining
-from megalit.streams.joining import MappedTables, join
+from megalit.streams import mapped_tables
+from megalit.streams.joining import join
+from megalit.streams.mapped_tables import MappedTables
 from megalit.streams.orderings import LatentThoughts, Ordering, Real, RealDocument, Simple, Stitched
 from megalit.streams.pieces import Literals, PieceTables
 from megalit.streams.store_set import open_stores
@@ -272,7 +273,7 @@ def test_tables_are_joined_once_and_mapped_by_others(
 ) -> None:
     monkeypatch.setenv("MEGALIT_PLANS", str(tmp_path))
     first = MappedTables(data_set.stores, literals, 0.5)
-    monkeypatch.delattr(joining, "join")
+    monkeypatch.delattr(mapped_tables, "join")
     mapped = MappedTables(data_set.stores, literals, 0.5).tables
     computed = join(data_set.stores, literals, 0.5)
     assert mapped.ids.equals(computed.ids)

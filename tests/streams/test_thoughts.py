@@ -141,5 +141,5 @@ def test_runs_on_stores_of_before_go_on(build: Callable[[Keep], Path]) -> None:
     expected = {"kind": "LatentThoughts", "name": "latent_thoughts", "generations": SPLITS, **shares}
     assert plan.settings["streams"][1] == expected
     saved, asked = ({"data": {"init_args": {"a": 1, **more}}} for more in ({}, {"incomplete": "refuse"}))
-    assert first_difference(saved, asked, "") is None
+    assert first_difference(saved, asked) is None
     assert flatten(saved) == flatten(asked)

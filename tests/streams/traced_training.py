@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 
 from megalit.callbacks import AtomicCheckpointIO, Checkpoint
+from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.modeling.language_model import LanguageModel
 from megalit.streams import StitchedStream
 
@@ -58,7 +59,7 @@ def main() -> None:
     )
     model = LanguageModel("nano", micro_batch=int(micro_batch), seed=1)
     data = data_module(stores, int(steps), int(workers))
-    trainer.fit(model, data, ckpt_path=Checkpoint.newest(run), weights_only=True)
+    trainer.fit(model, data, ckpt_path=newest_checkpoint(run), weights_only=True)
     assert trainer.global_step == int(steps)
 
 

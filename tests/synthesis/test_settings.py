@@ -5,20 +5,20 @@ from driving import work
 from megalit.synthesis.journal import Accepted, Place, Settings
 from megalit.synthesis.ledger import Ledger
 from megalit.synthesis.requests import Sampling
-from megalit.synthesis.settings import differences, made_otherwise
+from megalit.synthesis.settings import made_otherwise, set_otherwise
 
 
 def test_values_that_differ_are_named() -> None:
     now = work(sampling=Sampling(top_k=5)).settings
     then = {**now, "sampling": {**now["sampling"], "top_k": 0, "stop": []}, "engine": {"options": {"min_p": 0.1}}}
-    assert differences(now, now) == []
-    assert differences(then, now) == ["sampling.top_k 0, now 5", "engine.options {'min_p': 0.1}, now None"]
+    assert set_otherwise(now, now) == []
+    assert set_otherwise(then, now) == ["sampling.top_k 0, now 5", "engine.options {'min_p': 0.1}, now None"]
 
 
 def test_options_of_another_version_are_no_difference() -> None:
     now = work().settings
     less = {**now, "cleaning": {name: value for name, value in now["cleaning"].items() if name != "max_words"}}
-    assert differences(less, now) == differences(now, less) == []
+    assert set_otherwise(less, now) == set_otherwise(now, less) == []
 
 
 def test_generations_are_counted_once_and_by_settings() -> None:

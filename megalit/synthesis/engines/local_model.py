@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.files import fingerprint
 from megalit.synthesis.cleaning import THINKING
 from megalit.synthesis.engines.base import Engine
@@ -77,8 +77,9 @@ class PromptEncoder:
                 str(Path(model).expanduser()), revision=revision or "main", trust_remote_code=trust_remote_code
             )
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"the tokenizer of {setting} {model} cannot be loaded ({reason}): check it") from error
+            raise UserError(
+                f"the tokenizer of {setting} {model} cannot be loaded ({reason(error)}): check it"
+            ) from error
         if chat and not tokenizer.chat_template:
             raise UserError(f"engine.model {model} has no chat template: set engine.chat false for a base model")
         self._tokenizer = tokenizer

@@ -6,7 +6,7 @@ import random
 import re
 from typing import Any
 
-from megalit.errors import UserError, missing_extra
+from megalit.errors import UserError, first_line, missing_extra
 from megalit.synthesis.cleaning import ANSWERING, THINKING, ends_unopened_thought
 from megalit.synthesis.engines.base import Engine, EngineError, TooLongError
 from megalit.synthesis.engines.local_model import PromptEncoder, plain_text
@@ -170,7 +170,7 @@ class OpenAI(Engine):
                 self._completed += 1
                 return completion
             except openai.APIStatusError as error:
-                reason = f"HTTP {error.status_code}: {_first_line(error.message)}"
+                reason = f"HTTP {error.status_code}: {first_line(error.message)}"
                 wording = _OF_THE_TEXT.get(error.status_code)
                 if wording is not None and wording.search(f"{error.code} {error.message}"):
                     raise TooLongError(f"the server at {self._url} takes no such request ({reason})") from error
@@ -184,7 +184,7 @@ class OpenAI(Engine):
             except (openai.APIError, _BadAnswerError, TimeoutError, ValueError) as error:
                 # The client lets the JSON parser's own ValueError through.
                 statuses.add(0)
-                reason = _first_line(str(error)) or f"no answer in {self._timeout:g} s"
+                reason = first_line(str(error)) or f"no answer in {self._timeout:g} s"
         if statuses == {500} and self._completed > completed:
             # While this one failed for the last time, others did not: the server is well, and chokes on this text.
             raise TooLongError(f"the server at {self._url} fails on this request alone ({reason})")
@@ -273,15 +273,10 @@ def _parts(answer: Any, chat: bool) -> tuple[str, str, tuple[int, int] | None, b
             getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise _BadAnswerError(f"an answer that is no completion: {_first_line(str(answer))[:100]}") from error
+        raise _BadAnswerError(f"an answer that is no completion: {first_line(str(answer))[:100]}") from error
     if not isinstance(text, str) and text is not None:
         raise _BadAnswerError("an answer whose text is no text")
     return text or "", str(finish), tokens, bool(thought)
-
-
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[0] if lines else ""
 
 
 def _told(header: str | None) -> float:

@@ -5,7 +5,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megalit.errors import UserError
+from megalit.errors import UserError, reason
 from megalit.synthesis.engines.base import EngineError, TooLongError
 from megalit.synthesis.engines.local_model import LocalModel, cut_at_stop
 from megalit.synthesis.requests import Completion, Request, Sampling
@@ -77,8 +77,7 @@ class Transformers(LocalModel):
             loaded.generation_config = GenerationConfig()
             self._loaded = loaded.to(device).eval()
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"engine.model {self._name} cannot be loaded ({reason}): check it") from error
+            raise UserError(f"engine.model {self._name} cannot be loaded ({reason(error)}): check it") from error
         self._worker = asyncio.get_running_loop().create_task(self._work())
         return self
 
@@ -117,10 +116,9 @@ class Transformers(LocalModel):
             try:
                 completions = await asyncio.to_thread(self._complete, batch)
             except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 failure = EngineError(
-                    f"transformers failed ({reason}): what is finished is kept; lower engine.batch_size if memory ran "
-                    "out, then give the same command"
+                    f"transformers failed ({reason(error)}): what is finished is kept; lower engine.batch_size if "
+                    "memory ran out, then give the same command"
                 )
                 for one in batch:
                     if not one.answer.done():

@@ -6,7 +6,7 @@ import logging
 import os
 from typing import Any
 
-from megalit.errors import UserError, missing_extra
+from megalit.errors import UserError, missing_extra, reason
 from megalit.synthesis.engines.base import EngineError, TooLongError
 from megalit.synthesis.engines.local_model import LocalModel
 from megalit.synthesis.requests import Completion, Finish, Request, Sampling
@@ -85,9 +85,9 @@ class Vllm(LocalModel):
             # much to do, up to 1,024, by the GPU.
             self._engine = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         except (TypeError, ValueError, RuntimeError) as error:
-            reason = _reason(error)
             raise UserError(
-                f"vLLM cannot load {self._name} ({reason}): check engine.model, engine.options and the free memory"
+                f"vLLM cannot load {self._name} ({_complaint(error)}): check engine.model, engine.options and the "
+                "free memory"
             ) from error
         return self
 
@@ -136,8 +136,7 @@ class Vllm(LocalModel):
                 "vLLM has died; its own messages stand above: what is finished is kept, give the command again"
             ) from error
         except (ValueError, VLLMClientError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise TooLongError(f"vLLM takes no such request ({reason})") from error
+            raise TooLongError(f"vLLM takes no such request ({reason(error)})") from error
         out = final.outputs[0]
         if out.finish_reason not in ("stop", "length", "repetition"):
             # An engine that goes down hands out what it has.
@@ -149,7 +148,7 @@ class Vllm(LocalModel):
         return Completion(text, finish, len(final.prompt_token_ids), len(out.token_ids))
 
 
-def _reason(error: Exception) -> str:
+def _complaint(error: Exception) -> str:
     """The line that says what is wrong: the checks of vLLM's settings end with a link."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if line.startswith(("Value error,", "Assertion failed,"))]
