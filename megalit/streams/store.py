@@ -209,8 +209,8 @@ class TokenStore:
         Raises:
             UserError: they differ: chunks and table are of two builds, and ids would stand beside others' texts.
         """
-        stored = np.concatenate([np.diff(chunk.offsets) for chunk in self._chunks])
-        if not np.array_equal(stored, counts):
+        parts = zip(self._chunks, np.split(counts, self._first[1:-1]), strict=True)
+        if not all(np.array_equal(np.diff(chunk.offsets), part) for chunk, part in parts):
             raise UserError(
                 f"{self.folder} holds chunks that do not belong to its items.parquet: copy or build the store again"
             )
