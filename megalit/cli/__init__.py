@@ -94,6 +94,8 @@ def _fail_on_files(error: OSError) -> None:
     name = f" {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         _fail(f"the disk is full or a quota is reached{_place(name)}: free space, then give the same command again")
+    if error.errno == errno.EROFS:
+        _fail(f"the file system is read-only{_place(name)}: choose a folder that may be written")
     if isinstance(error, FileNotFoundError):
         _fail(f"file{name} does not exist: check the path")
     if isinstance(error, PermissionError):

@@ -113,7 +113,7 @@ def _inspect_configuration(arguments: Sequence[str]) -> None:
     cli = parse_fit(InspectCLI, arguments)
     cli.prepare_data(cli.config_init)
     mixture: Mixture = cli.datamodule.mixture
-    for store in mixture.stores.all:
+    for store in mixture.all_stores:
         print("\n".join(store_lines(store)))
         if cli.config_init.verify:
             verify(store.folder)

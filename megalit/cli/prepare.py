@@ -159,6 +159,7 @@ def ensure_stores(
     # Imported here: it brings torch along, which `megalit corpus` does without.
     from megalit.streams.building import build_stores
     from megalit.streams.sources import GenerationSet
+    from megalit.streams.store_set import set_of
 
     with _locked(folder):
         sets = [GenerationSet.read(made) for made in generations]
@@ -166,6 +167,12 @@ def ensure_stores(
         for name in names:
             if names.count(name) > 1 or name in ("real", "validation", "generations", "tokenizer"):
                 raise UserError(f"two stores would have the name '{name}': rename the folder of the generations")
+            if name.startswith(".") or set_of(name) != (name, 1):
+                # Hidden stores are not read, and such numbers are given to what is added to a set later.
+                raise UserError(
+                    f"a store named '{name}' would be hidden, or a part of another set: rename the folder of the "
+                    "generations, with no dot before its name and no number behind one"
+                )
         tokenizer = _ensure_tokenizer(corpus, settings, folder / "tokenizer")
         with Step("tokenizing") as shown:
             built = build_stores(

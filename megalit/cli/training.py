@@ -160,6 +160,8 @@ class TrainingCLI(FitParser):
         run.start(self.plain_config)
         if self.trainer.is_global_zero:
             console.print(plan_table(plan))
+            if not self.datamodule.suites:
+                console.print("the stores hold no validation documents: no validation loss is measured")
             if checkpoint is not None:
                 console.print(f"continuing from {checkpoint}")
         record = self._callback(ScalingLaw)

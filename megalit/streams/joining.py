@@ -1,6 +1,7 @@
 """Stores joined by document into one table of pieces."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -43,8 +44,11 @@ def join(stores: StoreSet, literals: Literals, real_fraction: float = 1.0) -> Pi
             in the order of their ids' hashes, so each subset lies inside every larger one.
 
     Raises:
-        UserError: a generation or thought of a document that is not there, or of an older text.
+        UserError: a generation or thought of a document that is not there, or of an older text, or a store whose
+            files do not belong together.
     """
+    for store in stores.training:
+        store.check_lengths(store.items(["tokens"])["tokens"].to_numpy())
     real = stores.real.items(["document_id", "content_hash", "tokens"])
     place = subset(real["document_id"], real_fraction)
     build = _TableBuilder(stores, literals)
@@ -121,15 +125,33 @@ def _joined(store: TokenStore, real: pa.Table, place: Integers) -> _Joined:
 
 def _positions(store: TokenStore, column: str, real: pa.Table) -> Narrow:
     """Row of ``real`` with the same value, for each item of the store; -1 where there is none."""
-    known = real[column].combine_chunks()
-    parts = []
-    for values in store.column_as_dictionaries(column):
-        place = pc.fill_null(pc.index_in(values.dictionary, value_set=known), -1)
-        parts.append(place.take(values.indices).to_numpy(zero_copy_only=False).astype(np.int32))
-        # Arrow keeps what it has freed for a while; strings of millions of items outweigh everything else here.
-        del values, place
-        pa.default_memory_pool().release_unused()
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+    known = real[column].cast(pa.large_string())  # all together they may be more than 2 GiB
+    found: list[Narrow] = []
+    waiting: list[pa.DictionaryArray] = []
+    values = 0
+    for part in store.column_as_dictionaries(column):
+        waiting.append(part)
+        values += len(part.dictionary)
+        # A look-up goes through all that is known first: one for few values costs as much as one for as many again.
+        if values >= len(known):
+            found += _look_up(waiting, known)
+            waiting, values = [], 0
+    if waiting:
+        found += _look_up(waiting, known)
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int32)
+
+
+def _look_up(parts: list[pa.DictionaryArray], known: pa.ChunkedArray) -> Iterator[Narrow]:
+    values = pa.chunked_array([part.dictionary for part in parts]).cast(known.type)
+    place = pc.index_in(values, value_set=known).combine_chunks()
+    first = 0
+    for part in parts:
+        own = place.slice(first, len(part.dictionary)).take(part.indices)
+        yield pc.fill_null(own, -1).to_numpy()
+        first += len(part.dictionary)
+    # Arrow keeps what it has freed for a while; strings of millions of items outweigh everything else here.
+    del values, place
+    pa.default_memory_pool().release_unused()
 
 
 def _numpy(column: Any) -> Narrow:

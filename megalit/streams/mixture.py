@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from megalit.streams.plan_arrays import Arrays, PlanArrays
 from megalit.streams.related import related_order
 from megalit.streams.remote import local_stores
 from megalit.streams.run_length import Component, MixtureSettings, describe_blocks, schedule_of, steps_of, stream_plans
+from megalit.streams.sets import describe_segments, warn_of_unread, warn_of_unsaid
+from megalit.streams.store import TokenStore
 from megalit.streams.store_set import StoreSet, names_of_sets, open_stores
 from megalit.streams.stream import Stream
 from megalit.streams.suites import suite_of
@@ -86,13 +89,26 @@ class Mixture:
         windows = [stream.windows for stream in self.streams]
         steps = steps_of(settings, components, phases, windows, real_tokens)
         self.schedule = schedule_of(settings, components, phases, steps)
-        self._contents = [self._read(folder, components) for folder in self._opened]
+        self._contents = {folder: self._read(folder, components) for folder in self._opened}
+        if settings.sets is not None:
+            warn_of_unread(settings.sets, chain(*self._made(settings.stores)))
         self.plan = self._plan(components, phases, steps, real_tokens)
 
     @property
     def stores(self) -> StoreSet:
         """The mixture's own stores."""
         return self._opened[self.settings.stores].stores
+
+    @property
+    def all_stores(self) -> tuple[TokenStore, ...]:
+        """The stores of every folder that streams read, the mixture's own first."""
+        others = [opened.stores for opened in self._opened.values() if opened.stores is not self.stores]
+        return tuple(store for stores in (self.stores, *others) for store in stores.all)
+
+    @property
+    def all_tables(self) -> list[PieceTables]:
+        """The pieces of each folder that streams read."""
+        return [opened.tables for opened in self._opened.values()]
 
     def windows_seen(self, samples: int) -> dict[str, int]:
         """Windows of each stream among the first ``samples`` of the run."""
@@ -114,7 +130,7 @@ class Mixture:
             return plan
         stores = [
             {name: content for name, content in named.items() if name in read or here.get(name) != content}
-            for named, read, here in zip(settings["stores"], self._contents, there, strict=True)
+            for named, read, here in zip(settings["stores"], self._contents.values(), there, strict=True)
         ]
         return {**plan, "settings": {**settings, "stores": stores}}
 
@@ -128,16 +144,22 @@ class Mixture:
         names = {store.folder.name for store in counted if store is not None}
         return {name: content for name, content in opened.stores.contents.items() if name in names}
 
+    def _made(self, folder: str) -> list[list[TokenStore]]:
+        """The generations and the samples in a folder that streams take something of, as they follow each other."""
+        stores, read = self._opened[folder].stores, self._contents[folder]
+        return [[store for store in made if store.folder.name in read] for made in (stores.generations, stores.samples)]
+
     @property
     def _order_of_sets(self) -> list[str] | None:
         """The sets that are read of the mixture's own stores, where some do not stand in the order of their names."""
-        contents = self._contents[list(self._opened).index(self.settings.stores)]
-        read = {name.split(".")[0] for name in contents}
-        orders = [
-            [name for name in names_of_sets(stores) if name in read]
-            for stores in (self.stores.generations, self.stores.samples)
-        ]
+        orders = [list(names_of_sets(made)) for made in self._made(self.settings.stores)]
         return [name for order in orders for name in order] if any(order != sorted(order) for order in orders) else None
+
+    @property
+    def _unsaid(self) -> list[list[TokenStore]]:
+        """What streams read of folders whose sets no setting puts in order."""
+        said = self.settings.stores if self.settings.sets is not None else None
+        return [made for folder in self._opened if folder != said for made in self._made(folder)]
 
     def _open(self, folder: str) -> "_Opened":
         if folder not in self._opened:
@@ -210,7 +232,9 @@ class Mixture:
                 "tokenize a corpus with generations, or train on RealStream"
             )
         settings = self.settings
-        self._name_sets(component, opened)
+        is_own = component.stores in (None, settings.stores)
+        if not is_own or settings.sets is None:
+            warn_of_unsaid(component.ordering, opened.tables, is_own)
         stream = Stream(
             component.ordering,
             opened.tables,
@@ -226,25 +250,6 @@ class Mixture:
             )
         return stream
 
-    def _name_sets(self, component: Component, opened: _Opened) -> None:
-        """Say which sets a stream reads where several lie there and none was chosen: another may have been meant."""
-        ordering, stores = component.ordering, opened.stores
-        is_own = component.stores in (None, self.settings.stores)
-        read = names_of_sets(ordering.sources(opened.tables))
-        there = names_of_sets(stores.samples if isinstance(ordering, Samples) else stores.generations)
-        if not set(read) & set(there) or len(there) < 2 or (is_own and self.settings.sets is not None):
-            return
-        unread = [name for name in there if name not in read]
-        sets = f"the sets {', '.join(read)}" if len(read) > 1 else f"the set {read[0]}"
-        order = ", in this order" if len(read) > 1 else ""
-        rest = f" and not {', '.join(unread)}" if unread else ""
-        remedy = "data.sets names those" if is_own else "its folder should hold only those"
-        warnings.warn(
-            f"the stream '{ordering.name}' reads {sets} of {stores.folder}{order}{rest}: {remedy} that "
-            "should take part",
-            stacklevel=3,
-        )
-
     def _suites(self, stores: StoreSet) -> dict[str, SuiteWindows]:
         if stores.validation is None:
             return {}
@@ -258,7 +263,7 @@ class Mixture:
             **asdict(self.settings),
             "sets": self._order_of_sets,
             "embeddings": self._embeddings,
-            "stores": self._contents,
+            "stores": list(self._contents.values()),
             "tokenizer": self.stores.real.manifest.tokenizer,
             "literals": [opened.literals.parts for opened in self._opened.values()],
             "streams": [
@@ -273,15 +278,14 @@ class Mixture:
             ],
             "phases": [str(phase) for phase in phases],
             **describe_blocks(self.settings, components),
+            **describe_segments(self._unsaid),
         }
         return RunPlan(
             streams=stream_plans(self.streams, self.schedule),
             context_length=self.settings.context_length,
             global_batch=self.settings.global_batch,
             steps=steps,
-            vocabulary_size=max(
-                store.manifest.vocabulary_size for opened in self._opened.values() for store in opened.stores.all
-            ),
+            vocabulary_size=max(store.manifest.vocabulary_size for store in self.all_stores),
             bos=self.stores.real.manifest.bos,
             unique_real_tokens=real_tokens,
             settings=settings,

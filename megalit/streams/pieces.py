@@ -131,7 +131,8 @@ class PieceTables:
     @cached_property
     def ids(self) -> pa.Array:
         """Ids of the documents; read when they are asked for, because training never needs them."""
-        return self.stores.real.items(["document_id"]).column(0).combine_chunks().take(pa.array(self.kept))
+        ids = self.stores.real.items(["document_id"]).column(0).cast(pa.large_string())  # they may be more than 2 GiB
+        return ids.combine_chunks().take(pa.array(self.kept))
 
     def name(self, document: int) -> str:
         """Id of a document, or the number of a sample."""

@@ -8,21 +8,26 @@ Each user holds a lease, which ends with its process: only the last one removes 
 
 import fcntl
 import getpass
+import json
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megalit.files import lock, new_folder
+from megalit.files import lock, new_folder, write_json
 
 # The epoch being read and its neighbours: loader workers run ahead of the training step.
 KEPT_EPOCHS = 3
+
+# Names an epoch's arrays, and is written last: what cleans temporary spaces removes old files one by one.
+_NAMES = "arrays.json"
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -30,7 +35,14 @@ Arrays = dict[str, npt.NDArray[Any]]
 def plans_folder() -> Path:
     """Where plans lie on this node: ``$MEGALIT_PLANS``, or a folder of the user's in the temporary space."""
     named = os.environ.get("MEGALIT_PLANS")
-    return Path(named) if named else Path(tempfile.gettempdir()) / f"megalit-plans-{getpass.getuser()}"
+    return Path(named) if named else Path(tempfile.gettempdir()) / f"megalit-plans-{_user()}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return str(os.getuid())
 
 
 class PlanArrays:
@@ -51,16 +63,20 @@ class PlanArrays:
         if epoch not in self._mapped:
             self._lease = self._lease or _Lease(self._folder)
             folder = self._folder / f"epoch-{epoch}"
-            arrays = _map(folder)
+            arrays = _map_whole(folder)
             # Another user that is epochs ahead may remove what was just written: then it is written again.
             while arrays is None:
                 with lock(folder):
-                    arrays = _map(folder)
+                    arrays = _map_whole(folder)
                     if arrays is None:
+                        _remove(folder)  # what is left of it
                         with new_folder(folder) as temporary:
-                            for name, array in self._compute(epoch).items():
+                            made = self._compute(epoch)
+                            for name, array in made.items():
                                 np.save(temporary / f"{name}.npy", array)
-                        arrays = _map(folder)
+                            write_json(temporary / _NAMES, list(made))
+                        with suppress(FileNotFoundError):
+                            arrays = _map(folder)
             self._mapped[epoch] = arrays
             for old in [known for known in self._mapped if known <= epoch - KEPT_EPOCHS]:
                 del self._mapped[old]
@@ -109,10 +125,15 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _map(folder: Path) -> Arrays | None:
+def _map(folder: Path) -> Arrays:
+    names: list[str] = json.loads((folder / _NAMES).read_bytes())
+    # Plain views of the mappings: indexing np.memmap itself is several times slower.
+    return {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names}
+
+
+def _map_whole(folder: Path) -> Arrays | None:
+    """The arrays of an epoch, or None where some are missing or short."""
     try:
-        # Plain views of the mappings: indexing np.memmap itself is several times slower.
-        mapped = {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-        return {name: np.asarray(array) for name, array in mapped.items()} or None
-    except FileNotFoundError:  # another process removed the epoch between the listing and the mapping
+        return _map(folder)
+    except (FileNotFoundError, ValueError, EOFError):
         return None

@@ -17,6 +17,7 @@ from obstore.store import ObjectStore, from_url
 from megalit.errors import UserError, reason
 from megalit.files import digest, lock, new_folder
 from megalit.streams.building import verify
+from megalit.streams.store_set import in_part, is_part_of_store
 
 MANIFEST = "manifest.json"
 _PARALLEL = 16
@@ -28,8 +29,8 @@ def is_remote(location: str) -> bool:
 
 
 def one_spelling(location: str) -> str:
-    """A location as all that name it would: ``stores/`` is ``stores``."""
-    return location.rstrip("/") if is_remote(location) else os.path.normpath(location)
+    """A location as all that name it would: ``stores/``, its absolute path and a link to it are one folder."""
+    return location.rstrip("/") if is_remote(location) else os.path.realpath(location)
 
 
 def cache_folder() -> Path:
@@ -55,7 +56,7 @@ def local_stores(location: str) -> Path:
     folder = cache_folder() / "stores" / f"{PurePosixPath(url).name}-{digest(url.encode())}"
     try:
         remote = _open(url)
-        parts = _list(remote)
+        parts = _list(remote, url)
         if not parts:
             raise UserError(f"{url} holds no finished token store: copy the folder that `megalit tokenize` wrote there")
         with lock(folder):
@@ -96,8 +97,12 @@ def _open(url: str) -> ObjectStore:
         ) from error
 
 
-def _list(remote: ObjectStore) -> dict[str, list[str]]:
-    """The files of each finished store, and of the tokenizer, by folder."""
+def _list(remote: ObjectStore, url: str) -> dict[str, list[str]]:
+    """The files of each finished store, and of the tokenizer, by folder.
+
+    Raises:
+        UserError: a store is there in part.
+    """
     parts: dict[str, list[str]] = {}
     for page in obstore.list(remote):
         for found in page:
@@ -107,6 +112,9 @@ def _list(remote: ObjectStore) -> dict[str, list[str]]:
     finished = {name for name, files in parts.items() if MANIFEST in files}
     if not finished:
         return {}
+    for name, files in parts.items():
+        if name not in finished and is_part_of_store(files):
+            raise in_part(f"{url}/{name}")
     return {
         name: [f"{name}/{file}" for file in files]
         for name, files in parts.items()

@@ -31,7 +31,7 @@ class DataSizes:
     Attributes:
         stores: of all stores, with their tables of items.
         store_files: their number of files.
-        tables: on each node: the stores joined by document.
+        tables: on each node: the stores of each folder joined by document.
         epoch: on each node: one epoch of every stream, arranged.
         plan_arrays: on each node: the tables and as many epochs as are kept.
         measured: whether the stores are there and their files were counted.
@@ -47,21 +47,16 @@ class DataSizes:
 
 def sizes_of_mixture(mixture: Mixture) -> DataSizes:
     """The sizes of data that is there."""
-    files = [path for store in mixture.stores.all for path in store.folder.iterdir() if path.is_file()]
-    tables = mixture.streams[0].tables
+    files = [path for store in mixture.all_stores for path in store.folder.iterdir() if path.is_file()]
+    tables = [
+        _table_bytes(len(tables.table), tables.documents, len(tables.stores.generations))
+        for tables in mixture.all_tables
+    ]
     rows = [len(stream.packed(0).rows) for stream in mixture.streams]
-    epoch_order = mixture.settings.epoch_order
     return DataSizes(
         stores=sum(path.stat().st_size for path in files),
         store_files=len(files),
-        **_arrays(
-            len(tables.table),
-            tables.documents,
-            len(tables.stores.generations),
-            rows,
-            mixture.plan.streams,
-            epoch_order,
-        ),
+        **_arrays(sum(tables), rows, mixture.plan.streams, mixture.settings.epoch_order),
         measured=True,
     )
 
@@ -74,16 +69,18 @@ def sizes_of_assumed(run: AssumedRun, epoch_order: str) -> DataSizes:
     return DataSizes(
         stores=token_bytes + 4 * (run.items + 2 * chunks) + ITEM_ROW * run.items,
         store_files=chunks + 3 * (2 if run.items > run.documents else 1),
-        **_arrays(run.table_rows + LITERALS, run.documents, 1, rows, run.plan.streams, epoch_order),
+        **_arrays(_table_bytes(run.table_rows + LITERALS, run.documents, 1), rows, run.plan.streams, epoch_order),
         measured=False,
     )
 
 
-def _arrays(
-    table_rows: int, documents: int, stores: int, rows: Sequence[int], streams: Sequence[StreamPlan], epoch_order: str
-) -> dict[str, int]:
-    tables = _TABLE_ROW * table_rows + _TABLE_DOCUMENT * documents + _TABLE_STORE * stores + _TABLE_REST
-    tables += _TABLE_ARRAYS * _HEADER
+def _table_bytes(rows: int, documents: int, stores: int) -> int:
+    """The joined stores of one folder."""
+    columns = _TABLE_ROW * rows + _TABLE_DOCUMENT * documents + _TABLE_STORE * stores + _TABLE_REST
+    return columns + _TABLE_ARRAYS * _HEADER
+
+
+def _arrays(tables: int, rows: Sequence[int], streams: Sequence[StreamPlan], epoch_order: str) -> dict[str, int]:
     epochs = [
         _EPOCH_ROW * count + _EPOCH_WINDOW * stream.windows_per_epoch + _EPOCH_COUNT + _EPOCH_ARRAYS * _HEADER
         for count, stream in zip(rows, streams, strict=True)

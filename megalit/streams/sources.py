@@ -4,6 +4,8 @@ A set of generations may grow: what has come since its store was built becomes a
 stores do not change.
 """
 
+import hashlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from megalit.corpus.tables import FORMAT, TRAIN, VALIDATION, Corpus
@@ -19,9 +22,13 @@ from megalit.errors import UserError
 from megalit.files import read_json
 from megalit.streams import store as stores
 from megalit.streams.store import Kind
+from megalit.streams.store_set import set_of
 from megalit.streams.thoughts import TOKEN_OFFSETS, Places
 
 Rows = Iterator[list[dict[str, Any]]]
+
+# Of a generation that is looked up, and rows that are read at once for it.
+_KEY, _ROWS = np.dtype("S16"), 1 << 13
 
 _OFFSETS = {TOKEN_OFFSETS: "of a word's first character"}
 
@@ -180,7 +187,7 @@ def refuse_other_names(parts: list[Source], sets: list[GenerationSet], output: P
             if all(origin.get(key) == made.origin.get(key) for key in keys):
                 raise UserError(
                     f"{path.parent} holds generations of the recipe and model of '{made.name}': move it away, or give "
-                    f"the folder of the generations the name {path.parent.name.split('.')[0]} again"
+                    f"the folder of the generations the name {set_of(path.parent.name)[0]} again"
                 )
 
 
@@ -201,21 +208,51 @@ def _new_rows(made: GenerationSet, segments: list[Path]) -> Rows:
     Raises:
         UserError: one that a segment holds has been made again since, with other settings.
     """
-    known: dict[tuple[str, int], str | None] = {}
-    columns = ["document_id", "generation", "settings"]
-    for folder in segments:
-        items = [column.to_pylist() for column in pq.read_table(folder / "items.parquet", columns=columns).columns]
-        known.update(((document, number), settings) for document, number, settings in zip(*items, strict=True))
+    known = _Known(segments)
     for batch in generation_rows(made.path):
         new = []
-        for row in batch:
-            key = (row["document_id"], row["generation"])
-            if key not in known:
+        for row, settings in zip(batch, known.find(batch), strict=True):
+            if settings is None:
                 new.append(row)
-            elif known[key] != row.get("settings"):
+            elif known.settings[settings] != row.get("settings"):
                 raise UserError(
                     f"{segments[0]} holds generations of '{made.name}' that have been made again since: choose another "
                     "folder for the stores"
                 )
         if new:
             yield new
+
+
+class _Known:
+    """Generations that segments hold; 20 bytes each in arrays, and ten times as many in a dictionary.
+
+    Attributes:
+        settings: of all of them, each once.
+    """
+
+    def __init__(self, segments: list[Path]) -> None:
+        number: dict[str | None, int] = {}
+        keys, settings = bytearray(), array("i")
+        for folder in segments:
+            with pq.ParquetFile(folder / "items.parquet") as file:
+                for batch in file.iter_batches(_ROWS, columns=["document_id", "generation", "settings"]):
+                    rows = batch.to_pylist()
+                    keys += _keys(rows)
+                    settings.extend(number.setdefault(row["settings"], len(number)) for row in rows)
+        found = np.frombuffer(keys, dtype=_KEY)
+        order = np.argsort(found)
+        self._keys, self._settings = found[order], np.array(settings)[order]
+        self.settings = list(number)
+
+    def find(self, rows: list[dict[str, Any]]) -> list[int | None]:
+        """For each row the number of its settings among :attr:`settings`, or None where no segment holds it."""
+        wanted = np.frombuffer(_keys(rows), dtype=_KEY)
+        place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        is_there = self._keys[place] == wanted
+        return [int(own) if known else None for own, known in zip(self._settings[place], is_there, strict=True)]
+
+
+def _keys(rows: list[dict[str, Any]]) -> bytes:
+    """Which generation of which document each row is: hashes, so long that no two in a table are the same."""
+    named = (f"{row['generation']} {row['document_id']}".encode() for row in rows)
+    return b"".join(hashlib.blake2b(name, digest_size=_KEY.itemsize).digest() for name in named)

@@ -183,6 +183,11 @@ class TokenStore:
         sizes = np.array([len(chunk.offsets) - 1 for chunk in self._chunks], dtype=np.int64)
         if sizes.sum() != self.manifest.items:
             raise UserError(f"{folder} holds {sizes.sum()} items, not {self.manifest.items}: build the store again")
+        tokens = sum(len(chunk.tokens) for chunk in self._chunks)
+        if tokens != self.manifest.tokens:
+            raise UserError(
+                f"{folder} holds {tokens:,} tokens, not {self.manifest.tokens:,}: copy or build the store again"
+            )
         self._first = np.concatenate([[0], np.cumsum(sizes)])
 
     def read(self, item: int, start: int, stop: int) -> npt.NDArray[Any]:
@@ -196,6 +201,18 @@ class TokenStore:
     def buffers(self) -> list[npt.NDArray[Any]]:
         """The mapped tokens of each chunk."""
         return [chunk.tokens for chunk in self._chunks]
+
+    def check_lengths(self, counts: npt.NDArray[np.int64]) -> None:
+        """Compare the tokens of each item with what the table of items says, ``(items,)``.
+
+        Raises:
+            UserError: they differ: chunks and table are of two builds, and ids would stand beside others' texts.
+        """
+        parts = zip(self._chunks, np.split(counts, self._first[1:-1]), strict=True)
+        if not all(np.array_equal(np.diff(chunk.offsets), part) for chunk, part in parts):
+            raise UserError(
+                f"{self.folder} holds chunks that do not belong to its items.parquet: copy or build the store again"
+            )
 
     def locate(self, items: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Chunk of each item, and its first token there."""

@@ -1,11 +1,15 @@
 """The stores of one folder, as one data set."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megalit.errors import UserError
 from megalit.streams.store import TokenStore
+
+# What a store consists of; copying programs begin such files under hidden names with an ending of their own.
+_PARTS = re.compile(r"\.?(index\.json|items\.parquet|chunk-.+\.bin)(\..+)?")
 
 
 @dataclass(frozen=True)
@@ -67,16 +71,62 @@ class StoreSet:
         return {store.folder.name: store.manifest.content_hash for store in self.all}
 
 
+def set_of(name: str) -> tuple[str, int]:
+    """The set of a store of that name, and its place there: ``rephrase.002`` is the second of ``rephrase``.
+
+    Sets may be named by models, which have dots in their names.
+    """
+    segment = re.fullmatch(r"(.+)\.(\d{3,})", name)
+    return (segment[1], int(segment[2])) if segment else (name, 1)
+
+
 def names_of_sets(stores: Iterable[TokenStore]) -> tuple[str, ...]:
-    """Of the sets that these stores are segments of: ``rephrase.002`` is one of ``rephrase``."""
-    return tuple(dict.fromkeys(store.folder.name.split(".")[0] for store in stores))
+    """Of the sets that these stores are segments of."""
+    return tuple(dict.fromkeys(set_of(store.folder.name)[0] for store in stores))
+
+
+def is_part_of_store(files: Iterable[str]) -> bool:
+    """Whether a folder without a manifest holds what copying leaves that was interrupted; builds have hidden names."""
+    return any(map(_PARTS.fullmatch, files))
+
+
+def in_part(store: str) -> UserError:
+    """The error for such a folder."""
+    return UserError(f"{store} is a token store that is there in part: copy it again, or move it away")
+
+
+def _finished(folder: Path) -> list[Path]:
+    """The folders of the stores, set by set.
+
+    Raises:
+        UserError: a store, or a set, is there in part, as copying leaves it that was interrupted.
+    """
+    found = []
+    places: dict[str, set[int]] = {}
+    for path in folder.glob("[!.]*/"):
+        files = {file.name for file in path.glob("*")}
+        if "manifest.json" in files:
+            found.append(path)
+            name, place = set_of(path.name)
+            places.setdefault(name, set()).add(place)
+        elif is_part_of_store(files):
+            raise in_part(str(path))
+    for name, there in places.items():
+        for place in sorted(there):
+            if place > 1 and place - 1 not in there:
+                before = name if place == 2 else f"{name}.{place - 1:03}"
+                raise UserError(
+                    f"{folder} holds {name}.{place:03} and not {before}, which it continues: copy that there too, move "
+                    "this one away, or, if it continues nothing, give it another name"
+                )
+    return sorted(found, key=lambda path: set_of(path.name))
 
 
 def open_stores(folder: Path) -> StoreSet:
     """Open all finished stores in ``folder``.
 
     Raises:
-        UserError: no store of real documents there, or stores made by different tokenizers.
+        UserError: no store of real documents there, one that is there in part, or stores made by different tokenizers.
     """
     found: dict[str, list[TokenStore]] = {
         "real": [],
@@ -85,8 +135,8 @@ def open_stores(folder: Path) -> StoreSet:
         "thoughts": [],
         "samples": [],
     }
-    for path in sorted(folder.glob("[!.]*/manifest.json")):
-        store = TokenStore(path.parent)
+    for path in _finished(folder):
+        store = TokenStore(path)
         found[store.manifest.kind].append(store)
     if not found["real"]:
         raise UserError(f"{folder} holds no token store of real documents: build it with `megalit tokenize`")

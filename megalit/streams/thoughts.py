@@ -104,7 +104,7 @@ def _places(tables: PieceTables, splits: int, fewer: dict[str, int]) -> Integers
     """Places of each document, ``(documents,)``."""
     places = np.full(tables.documents, splits, dtype=np.int64)
     if fewer and tables.thoughts.count.min(initial=splits) < splits:
-        number = pc.index_in(tables.ids, value_set=pa.array(list(fewer), pa.string()))
+        number = pc.index_in(tables.ids, value_set=pa.array(list(fewer), tables.ids.type))
         known = np.flatnonzero(number.is_valid().to_numpy(zero_copy_only=False))
         places[known] = np.array(list(fewer.values()))[number.drop_null().to_numpy()]
     return places

@@ -203,6 +203,13 @@ def test_folders_that_are_mixed_up(flags: list[str], message: str, made: Path, r
     assert not [path for path in made.glob("other*/**/*") if path.suffix != ".lock"], "not even a tokenizer"
 
 
+@pytest.mark.parametrize("name", ["noise.002", ".noise"])
+def test_generations_that_would_be_a_part_of_a_set_or_hidden(name: str, made: Path, refused: Refused) -> None:
+    (made / "noise").rename(made / name)
+    said = f"a store named '{name}' would be hidden, or a part of another set: rename the folder of the generations"
+    assert said in refused("tokenize", "--corpus", "c", "--generations", f"[{name}]", "--output", "other")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

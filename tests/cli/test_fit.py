@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,15 @@ def test_a_run_is_measured_with_its_own_model_and_data(
     others = ("--trainer.precision", "bf16-mixed", "--model.attention", "sdpa", "--model.learning_rate", "0.5")
     assert run("validate", "--config", small, *others) == 0
     assert run("validate", "--config", "run/config.yaml") == 0
+
+
+def test_a_run_without_a_validation_loss_says_so(
+    run: Run, small: Path, data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data_set.folder, tmp_path / "stores")
+    shutil.rmtree(tmp_path / "stores" / "validation")
+    assert run("fit", "--config", small, "--data.stores", "stores") == 0
+    assert "the stores hold no validation documents: no validation loss is measured" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_is_said_of_a_finished_run(

@@ -52,6 +52,24 @@ def test_a_damaged_store_is_found(run: Run, data_set: DataSet, tmp_path: Path, c
     assert f"{chunk.name} does not hold" in capsys.readouterr().err
 
 
+def test_stores_that_are_replayed_are_verified_too(
+    run: Run, data_set: DataSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data_set.folder, tmp_path / "old")
+    streams = "[{order: real, share: 0.5}, {order: real, share: 0.5, name: old, stores: old}]"
+    settings = f"{{stores: '{data_set.folder}', context_length: 32, total_tokens: 5000, streams: {streams}}}"
+    config = tmp_path / "mixture.yaml"
+    config.write_text(f"data: {{class_path: MixtureStream, init_args: {settings}}}\nmodel: {{shape: nano}}\n")
+    assert run("inspect", config, "--verify") == 0
+    assert f"{tmp_path}/old/real: real" in capsys.readouterr().out
+    chunk = next((tmp_path / "old" / "real").glob("*.bin"))
+    data = bytearray(chunk.read_bytes())
+    data[-1] ^= 1
+    chunk.write_bytes(data)
+    assert run("inspect", config, "--verify") == 2
+    assert f"{chunk} does not hold what was written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["nowhere"], ["."], ["small.yaml", "--window", "160"]])
 def test_what_cannot_be_shown_ends_in_one_line(
     arguments: list[str], run: Run, small: Path, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,8 @@
 """The entry point."""
 
 import argparse
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,18 @@ def test_a_bug_is_not_dressed_up_as_a_user_error() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "ZeroDivisionError" in result.stderr
+
+
+def test_a_file_system_that_is_read_only_is_named(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(verb: str, arguments: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "/data/c")
+
+    monkeypatch.setattr("megalit.cli.data.corpus", write)
+    assert run("corpus") == 2
+    said = "megalit: error: the file system is read-only (writing /data/c): choose a folder that may be written\n"
+    assert capsys.readouterr().err == said
 
 
 def test_parser_errors_become_one_line() -> None:

@@ -1,22 +1,28 @@
 """Stores that are added to a folder change no run that does not read them."""
 
 import shutil
+import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import pytest
 import torch
 from data_sets import GENERATIONS, DataSet
 
+from megalit.corpus.tables import GENERATIONS as GENERATIONS_TABLE
+from megalit.corpus.tables import TRAIN, TableWriter
 from megalit.errors import UserError
 from megalit.streams import LatentThoughtStream, MixtureStream, RealStream, SimpleStream, StitchedStream
 from megalit.streams.building import build_stores
 from megalit.streams.datamodule import StreamDataModule
 from megalit.streams.loading import split
 from megalit.streams.named import MixedStream
-from megalit.streams.sources import GenerationSet
+from megalit.streams.sources import GenerationSet, _new_rows
+from megalit.streams.store import ITEMS
+from megalit.synthesis.compaction import ORIGIN
 from megalit.synthesis.recipes.token_noise import CountedNoise, generate_token_noise
 
 SMALL: dict[str, Any] = {"context_length": 32, "global_batch": 4, "total_tokens": 32 * 4 * 10}
@@ -124,6 +130,17 @@ def test_sets_that_take_part_are_named(data_set: DataSet, folder: Path) -> None:
         _ = StitchedStream(sets=["nose"], **settings).plan
 
 
+def test_a_set_that_is_named_and_gives_nothing_is_told(data_set: DataSet, folder: Path) -> None:
+    """As where those before it have grown since."""
+    add_generations(data_set, folder)
+    settings = {"stores": str(folder), "sets": ["generations", "noise"], **SMALL}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        _ = StitchedStream(generations=GENERATIONS + 1, **settings).plan
+    with pytest.warns(UserWarning, match="data.sets names noise, of which no stream reads anything: raise data.gen"):
+        _ = StitchedStream(generations=GENERATIONS, **settings).plan
+
+
 def test_sets_of_a_folder_that_is_replayed_are_named(data_set: DataSet, folder: Path) -> None:
     """data.sets does not choose among them."""
     add_generations(data_set, folder)
@@ -152,11 +169,34 @@ def test_the_order_of_sets_is_part_of_a_plan_where_it_is_not_that_of_their_names
     assert fingerprint("generations", "b_sample", "a_sample") != unsaid
 
 
-def test_a_folder_is_the_same_however_it_is_spelled(data_set: DataSet) -> None:
+def test_a_folder_is_the_same_however_it_is_spelled(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data_set.folder.parent)
     settings: dict[str, Any] = {"context_length": 32, "global_batch": 4, "real_epochs": 1}
+    (tmp_path / "link").symlink_to(data_set.folder)
     streams = [
-        MixedStream("real", 0.5, stores=f"{data_set.folder}/."),
-        MixedStream("simple", 0.5, generations=2, stores=f"{data_set.folder}//"),
+        MixedStream("real", 0.5, stores=f"{tmp_path}/link"),
+        MixedStream("simple", 0.5, generations=2, stores=f"{data_set.folder.name}/"),
     ]
     mixture = MixtureStream(streams, stores=str(data_set.folder), **settings).mixture
     assert len(mixture.plan.settings["stores"]) == 1
+
+
+def test_generations_that_are_known_take_little_room(data_set: DataSet, tmp_path: Path) -> None:
+    """Of a set that has grown there may be hundreds of millions."""
+    count = 30_000
+    with TableWriter(tmp_path / "items.parquet", ITEMS) as items:
+        for number in range(count):
+            items.write({"document_id": f"document-{number // 4}", "generation": number % 4, "settings": "a"})
+    with TableWriter(tmp_path / "generations.parquet", pa.schema([*GENERATIONS_TABLE, *ORIGIN])) as table:
+        for document in ("document-7", "new"):
+            table.write({"document_id": document, "generation": 0, "settings": "a", "split": TRAIN, "text": "b"})
+    made = GenerationSet("set", "generations", tmp_path / "generations.parquet", {})
+    tracemalloc.start()
+    rows = _new_rows(made, [tmp_path])
+    (new,) = next(rows)
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert new["document_id"] == "new"
+    assert taken < 40 * count

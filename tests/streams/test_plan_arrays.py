@@ -1,5 +1,6 @@
 """Plans on a node's disk: computed once, shared, and removed by their last user."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megalit.streams.plan_arrays import PlanArrays
+from megalit.streams.plan_arrays import PlanArrays, plans_folder
 
 USER = """
 import sys, numpy as np
@@ -70,3 +71,36 @@ def test_what_is_mapped_stays_readable_and_is_made_again_when_needed(node: Path)
     assert rows.tolist() == [7, 7, 7]
     assert PlanArrays("key", compute)[7]["rows"].tolist() == [7, 7, 7]
     assert made == [7, 7]
+
+
+@pytest.mark.parametrize("damage", ["rows.npy", "arrays.json", "short", "empty"])
+def test_what_a_cleaner_has_left_of_an_epoch_is_made_again(node: Path, damage: str) -> None:
+    """Old files in temporary spaces are removed one by one."""
+
+    def plans() -> PlanArrays:
+        return PlanArrays("key", lambda epoch: {"rows": np.full(3, 7), "ends": np.arange(4)})
+
+    users = [plans()]
+    assert users[0][0]["rows"].tolist() == [7, 7, 7]
+    folder = node / "key" / "epoch-0"
+    if damage in ("short", "empty"):
+        content = (folder / "rows.npy").read_bytes()
+        (folder / "rows.npy").unlink()
+        (folder / "rows.npy").write_bytes(content[:-8] if damage == "short" else b"")
+    else:
+        (folder / damage).unlink()
+    users.append(plans())
+    assert {name: array.tolist() for name, array in users[1][0].items()} == {"rows": [7, 7, 7], "ends": [0, 1, 2, 3]}
+    assert users[0][0]["rows"].tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 1234"), OSError("No username set")])
+def test_a_user_without_a_name_has_plans_too(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """As in containers that are started with a number for a user."""
+
+    def getuser() -> str:
+        raise error
+
+    monkeypatch.setattr("getpass.getuser", getuser)
+    monkeypatch.delenv("MEGALIT_PLANS")
+    assert plans_folder().name == f"megalit-plans-{os.getuid()}"

@@ -67,6 +67,9 @@ def test_only_what_is_new_is_fetched_again(bucket: Any, data_set: DataSet) -> No
     before = {path: path.stat().st_ino for path in (folder / "real").iterdir()}
     upload(bucket, data_set.folder)
     bucket.Object("mine/stores/generations/manifest.json").delete()
+    with pytest.raises(UserError, match=f"{URL}/generations is a token store that is there in part: copy it again"):
+        local_stores(URL)
+    bucket.objects.filter(Prefix="mine/stores/generations/").delete()
     local_stores(URL)
     assert (folder / "thoughts" / "manifest.json").exists()
     assert (folder / "tokenizer" / "tokenizer.json").exists()

@@ -15,6 +15,7 @@ from megalit.errors import UserError
 from megalit.streams import LatentThoughtStream, MixtureStream
 from megalit.streams.building import build_stores
 from megalit.streams.named import MixedStream
+from megalit.streams.sizes import sizes_of_mixture
 
 SMALL: dict[str, Any] = {"context_length": 16, "global_batch": 4, "total_tokens": 640}
 
@@ -61,6 +62,21 @@ def test_other_versions_of_documents_that_are_held_out_are_told(data_set: DataSe
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plan("prefixed")
+
+
+def test_what_is_replayed_takes_room_too(data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGALIT_PLANS", str(tmp_path / "plans"))
+    old = Path(shutil.copytree(data_set.folder, tmp_path / "old"))
+    shutil.rmtree(old / "thoughts")
+    parts = [MixedStream("real", 0.5, stores=str(old), name="old"), MixedStream("simple", 0.5, generations=2)]
+    mixture = MixtureStream(parts, stores=str(data_set.folder), **SMALL).mixture
+    sizes = sizes_of_mixture(mixture)
+    files = [
+        path for folder in (old, data_set.folder) for path in folder.glob("*/*") if path.parent.name != "tokenizer"
+    ]
+    assert (sizes.stores, sizes.store_files) == (sum(path.stat().st_size for path in files), len(files))
+    arrays = sum(path.stat().st_size for path in (tmp_path / "plans").rglob("*.npy"))
+    assert sizes.tables + sizes.epoch == arrays
 
 
 def test_markers_are_encoded_with_the_tokenizer_of_the_stores(data_set: DataSet, without_tokenizer: Path) -> None:

@@ -1,5 +1,6 @@
 """Stores at the edges of what a corpus can hold, and builds that are killed or run at the same time."""
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from data_sets import DataSet, make_rows, write_jsonl
@@ -122,3 +125,29 @@ def test_more_than_a_table_can_number_is_refused(
     monkeypatch.setattr(joining, limit, enough - 1)
     with pytest.raises(UserError, match=f"{enough} {what}"):
         join(data_set.stores, literals)
+
+
+def test_ids_are_looked_up_once_for_as_many_as_there_are_documents(
+    data_set: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look-up goes through all documents first. Their ids may be more than the 2 GiB that Arrow's strings hold."""
+    literals = Literals(data_set.stores.real.manifest.bos, data_set.stores.real.manifest.eos)
+    whole = join(data_set.stores, literals)
+    known: list[pa.DataType] = []
+    index_in = pc.index_in
+
+    def counting(values: Any, value_set: Any) -> Any:
+        known.append(value_set.type)
+        return index_in(values, value_set=value_set)
+
+    monkeypatch.setattr(pc, "index_in", counting)
+    monkeypatch.setattr("megalit.streams.store._PART_ROWS", 7)
+    folder = Path(shutil.copytree(data_set.folder, tmp_path / "stores"))
+    for path in folder.glob("*/items.parquet"):
+        pq.write_table(pq.read_table(path), path, row_group_size=7)
+    parts = join(open_stores(folder), literals)
+    np.testing.assert_array_equal(parts.table.document, whole.table.document)
+    assert known == [pa.large_string()] * len(known)
+    # Ids and hashes of generations and of thoughts; parts begin inside documents, which they then name twice.
+    assert 4 <= len(known) <= 2 * 4
+    assert parts.ids.type == pa.large_string()
