@@ -134,7 +134,7 @@ def member_logits(models: Sequence[Decoder], batch: Mapping[str, Tensor]) -> Ite
 
 
 def averaged(logits_MNV: Tensor, average: Average, weights_M: Tensor | None = None) -> Tensor:
-    """Log-probabilities of an ensemble, ``(N, V)``, from its members' logits.
+    """Log-probabilities of an ensemble, ``(N, V)`` float32, from its members' logits, under autocast, too.
 
     ``logits``: the mean of the members' raw logits, then softmax (arXiv 2509.14786); ``probabilities``: the mean of
     their distributions, which is the likelihood of the mixture.
@@ -147,7 +147,8 @@ def averaged(logits_MNV: Tensor, average: Average, weights_M: Tensor | None = No
     if weights_M is None:
         weights_M = logits_MNV.new_full((len(logits_MNV),), 1 / len(logits_MNV))
     if average == "logits":
-        return torch.einsum("m,mnv->nv", weights_M, logits_MNV).log_softmax(-1)
+        # No product of matrices: autocast would round it to 16 bits.
+        return (weights_M[:, None, None] * logits_MNV).sum(0).log_softmax(-1)
     return (logits_MNV.log_softmax(-1) + weights_M.log()[:, None, None]).logsumexp(0)
 
 
