@@ -14,7 +14,7 @@ from megalit.evaluation.results import FILE as EVALUATION
 from megalit.evaluation.results import file_of_checkpoint
 from megalit.files import lock, visible, write_atomic
 from megalit.scaling.records import FILE as RECORD
-from megalit.scaling.records import NO_RESULT, RunRecord, read_record
+from megalit.scaling.records import NO_RESULT, RunRecord, precision_name, read_record
 
 CONFIG = "config.yaml"
 LOSS_CURVE = "loss.png"
@@ -254,4 +254,6 @@ def first_difference(saved: Any, asked: Any, key: str) -> str | None:
             if found:
                 return found
         return None
+    if key == "trainer.precision":  # earlier versions saved it as it was said
+        saved, asked = precision_name(saved), precision_name(asked)
     return None if saved == asked else f"{key.replace('init_args.', '')} ({saved!r}, not {asked!r})"
