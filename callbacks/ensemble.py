@@ -97,7 +97,7 @@ class Ensemble(lightning.Callback):
             return
         first = self._first_target[name]
         part = slice(first[windows[0]], first[windows[-1] + 1])
-        own = outputs[batch["targets"] != IGNORED].double().cpu().numpy()
+        own = outputs[batch["targets"] != IGNORED].cpu().double().numpy()
         members = np.stack([own, *(losses[part] for losses in self._losses[name])])
         for metric, losses in zip(self._means[name], mixture_losses(members), strict=True):
             metric.update(float(losses.mean()), float(losses.size))

@@ -10,6 +10,7 @@ import torch
 from megalit.errors import UserError
 from megalit.scaling.devices import peak_flops
 from megalit.scaling.records import CurvePoint, RunRecord, bits_per_byte, environment
+from megalit.seeds import seed_or_global
 
 
 class ScalingLaw(lightning.Callback):
@@ -46,10 +47,11 @@ class ScalingLaw(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._pending.append(outputs["loss"])
+        # What is minimized may have other terms, and could not be compared with a validation.
+        self._pending.append(outputs["cross_entropy"])
         if trainer.global_step % self.every_n_steps == 0 or batch_idx + 1 == trainer.num_training_batches:
             # What came with a checkpoint is on the CPU.
-            device = outputs["loss"].device
+            device = outputs["cross_entropy"].device
             mean = float(torch.stack([loss.to(device) for loss in self._pending]).mean())
             self._pending.clear()
             self._training.append(CurvePoint(trainer.global_step, self._tokens(trainer), {"train": mean}))
@@ -102,7 +104,7 @@ class ScalingLaw(lightning.Callback):
             wall_seconds=seconds,
             device_seconds=device_seconds,
             environment=environment(_devices(trainer)) | {"peak_flops": peak_flops(_devices(trainer))},
-            seeds={"model": model.seed or 0, "data": data.seed or 0},
+            seeds={"model": seed_or_global(model.seed), "data": seed_or_global(data.seed)},
             steps=trainer.global_step,
             training_curve=self._training,
             validation_curve=self._validation,

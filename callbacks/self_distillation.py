@@ -23,9 +23,9 @@ class SelfDistillation(lightning.Callback):
     """Mixes the data's loss with the divergence from teachers: ``(1 - weight) * cross entropy + weight * KL``.
 
     Teachers are frozen models, or an exponential moving average of the student's own weights (Mean teachers, arXiv
-    1703.01780). They lie outside the model: not in its state dict, not in its optimizer. Logged are
+    1703.01780). They lie outside the model: not in its state dict, not in its optimizer. Logged are, beside the loss,
     ``train/cross_entropy`` and ``train/distillation`` without their weights, and ``train/teacher_cross_entropy``, the
-    teachers' own loss on the same tokens.
+    teachers' own loss on the same tokens. The record's training loss is the cross entropy.
 
     Args:
         teachers: run folders, checkpoints or folders in the Hugging Face format, averaged where there are several; or
@@ -129,8 +129,7 @@ class SelfDistillation(lightning.Callback):
         weight = self.weight + (self.final_weight - self.weight) * min(1.0, progress)
         self._data.weight.fill_(1 - weight)
         self._soft.weight.fill_(weight)
-        zero = torch.zeros((), device=pl_module.device)
-        self._distillation.teacher_nats = self._data.total = self._soft.total = zero
+        self._distillation.teacher_nats = torch.zeros((), device=pl_module.device)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -141,12 +140,10 @@ class SelfDistillation(lightning.Callback):
             follow(self._distillation.teachers[0], model, self.decay)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:
-            totals = [self._data.total, self._soft.total, self._distillation.teacher_nats]
-            sums = torch.stack([*totals, (batch["targets"] != IGNORED).sum()])
+            sums = torch.stack([self._distillation.teacher_nats, (batch["targets"] != IGNORED).sum()])
             if trainer.world_size > 1:
                 torch.distributed.all_reduce(sums)
-            names = ("train/cross_entropy", "train/distillation", "train/teacher_cross_entropy")
-            pl_module.log_dict(dict(zip(names, sums[:3] / sums[3], strict=True)))
+            pl_module.log("train/teacher_cross_entropy", sums[0] / sums[1])
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # The loss is the model's own again, and the teachers' memory is free.

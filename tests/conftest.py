@@ -33,6 +33,12 @@ def plans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     del os.environ["MEGALIT_PLANS"]
 
 
+@pytest.fixture(autouse=True)
+def unseeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test before this one, in the same process, may have called ``seed_everything``."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 @pytest.fixture(scope="session")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
     """60 documents with generations and some with thoughts, 20% held out."""

@@ -42,7 +42,7 @@ def parse(verb: str, command: type[T], arguments: Sequence[str], epilog: str | N
 def with_switches(arguments: Sequence[str], switches: Iterable[str]) -> list[str]:
     """The arguments with a value for each switch that stands alone, which is easier to type than ``--status true``."""
     names = set(switches)
-    following = [*arguments[1:], ""]
+    following = [*arguments, ""][1:]
     return [
         f"{argument}=true" if argument in names and not isinstance(_loaded(after), bool) else argument
         for argument, after in zip(arguments, following, strict=True)

@@ -29,7 +29,9 @@ from megalit.modeling.out_of_memory import no_room, told_out_of_memory
 from megalit.preemption import STOP, STOPPED, Preempted, requeue_job, say_stopped
 from megalit.scaling.ensembles import FILE
 from megalit.scaling.fitting import fit_power_law
-from megalit.scaling.records import refuse_unfinished
+from megalit.scaling.records import FILE as RECORD
+from megalit.scaling.records import read_record, refuse_unfinished
+from megalit.scaling.report.setting import NOT_ALIKE, are_alike
 from megalit.streams.loading import SuiteWindows
 from megalit.streams.store import TokenStore
 from megalit.tuning.trials import seed_flags
@@ -215,12 +217,14 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
     """Measure the averages of the first K members on every suite, and write the result."""
     device = named_device(command.device)
     opened = [open_model(members[0])]
+    folders = [opened[0].folder]
     stores = {name: suite_store(name, location, opened) for name, location in command.suites.items()}
     suites = {name: _windows(store, opened[0]) for name, store in stores.items()}
     losses: dict[str, list[Losses]] = {name: [] for name in suites}
     for number, path in enumerate(members):
         member = opened[0] if number == 0 else open_model(path)
         if number:
+            folders.append(member.folder)
             check_members([opened[0], member])
             for name, store in stores.items():
                 check_unseen(name, store, member.folder, member.documents)
@@ -228,6 +232,7 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
             losses[name].append(_losses(path, member, name, suite, command.batch, device))
         if number and command.logits:
             opened.append(member)  # all in memory at once, for the sums of their logits alone
+    alike = _are_alike(folders)
     result: dict[str, Any] = {"format": 1, "members": [str(member) for member in members], "suites": {}}
     for name, suite in suites.items():
         averages = {"probabilities": probability_curve(losses[name])}
@@ -236,7 +241,7 @@ def measure(members: Sequence[Path], command: EnsembleCommand, output: Path) -> 
                 with told_out_of_memory(no_room("all members at once", "set logits to false, or take fewer members")):
                     models = [member.model.to(device) for member in opened]
                 averages["logits"] = logit_curve(models, suite, command.batch, opened[0].precision)
-        result["suites"][name] = _result(suite, losses[name], averages)
+        result["suites"][name] = _result(suite, losses[name], averages, alike)
         write_json(output, result)
     for table in ensemble_tables(result):
         console.print(table)
@@ -264,20 +269,30 @@ def _losses(
         return kept_losses(losses_file(path, name, suite.fingerprint, member.precision), suite.targets, compute)
 
 
-def _result(suite: SuiteWindows, losses: Sequence[Losses], averages: dict[str, list[float]]) -> dict[str, Any]:
+def _are_alike(folders: Sequence[Path]) -> bool:
+    """Whether the members are runs of one setting, as far as that is known: exported models have no record."""
+    records = [read_record(folder) for folder in folders if (folder / RECORD).exists()]
+    return len(records) < len(folders) or are_alike(list(zip(folders, records, strict=True)))
+
+
+def _result(
+    suite: SuiteWindows, losses: Sequence[Losses], averages: dict[str, list[float]], alike: bool
+) -> dict[str, Any]:
     return {
         "targets": suite.targets,
         "text_bytes": suite.text_bytes,
         "alone": [float(own.mean(dtype="float64")) for own in losses],
         "averages": averages,
         "best_average": min(averages, key=lambda kind: averages[kind][-1]),
-        "laws": {kind: _law(curve) for kind, curve in averages.items()},
+        "laws": {kind: _law(curve, alike) for kind, curve in averages.items()},
         "selection": asdict(select(losses, suite.window_targets)) if len(losses) > 1 and suite.windows > 1 else None,
     }
 
 
-def _law(curve: Sequence[float]) -> dict[str, Any] | None:
-    """The fitted power law in K, whose asymptote is the loss of an infinite ensemble (arXiv 2509.14786)."""
+def _law(curve: Sequence[float], alike: bool) -> dict[str, Any] | None:
+    """The fitted power law in K, whose asymptote is the loss of an infinite ensemble (arXiv 2509.14786) of members
+    that are alike; of others, it is said that it is not."""
     if len(curve) < 3:
         return None
-    return fit_power_law(range(1, len(curve) + 1), curve).to_json()
+    law = fit_power_law(range(1, len(curve) + 1), curve).to_json()
+    return law if alike else law | {"remarks": [*law["remarks"], NOT_ALIKE]}

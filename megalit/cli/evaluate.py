@@ -145,6 +145,15 @@ def _processes() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+def _of_first_process(evaluation: Evaluation) -> Evaluation:
+    """What the first process has read, on all: a suite that only some of them take for measured never ends."""
+    if ranks()[1] == 1:
+        return evaluation
+    held = [evaluation]
+    torch.distributed.broadcast_object_list(held)
+    return held[0]
+
+
 def _evaluate(
     command: EvaluateCommand, members: Sequence[TrainedModel], device: torch.device
 ) -> tuple[Evaluation, Path]:
@@ -153,12 +162,13 @@ def _evaluate(
     title = " + ".join(_title(member) for member in members)
     kept = _file(members[0]) if len(members) == 1 else None
     evaluation = Evaluation(title, " + ".join(member.checkpoint for member in members))
-    if kept is not None and kept.exists() and not command.overwrite:
+    if ranks()[0] == 0 and kept is not None and kept.exists() and not command.overwrite:
         earlier = read_evaluation(kept)
         # Another checkpoint is another model.
         if earlier.checkpoint == evaluation.checkpoint:
             evaluation = earlier
             evaluation.model = title
+    evaluation = _of_first_process(evaluation)
     with told_out_of_memory(no_room(title, "choose another device, such as cpu, or fewer members")):
         for member in members:
             member.model.to(device)

@@ -14,6 +14,7 @@ from megalit.cli.parsing import in_one_line
 from megalit.cli.prepare import PrepareSettings, is_prepared, prepare
 from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
+from megalit.scaling.records import precision_name
 from megalit.streams import StreamDataModule
 
 # One Lightning epoch is the whole run, and one batch one optimizer step; the length comes from the data
@@ -105,6 +106,8 @@ class FitParser(LightningCLI):
             config.model.seed = int(config.seed_everything)
         if data.get("stores") is None and config.prepare.folder is not None:
             data.stores = str(Path(config.prepare.folder) / "stores")
+        if not config.trainer.plugins:  # one of them may be the precision
+            config.trainer.precision = precision_name(config.trainer.precision)
         if config.trainer.logger in (None, True):
             config.trainer.logger = True
 

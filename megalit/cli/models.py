@@ -24,10 +24,11 @@ from megalit.evaluation.checkpoints import (
     read_checkpoint,
 )
 from megalit.evaluation.losses import check_vocabularies
+from megalit.files import fingerprint
 from megalit.modeling.hugging_face import read_context_length
 from megalit.modeling.language_model import LanguageModel
 from megalit.scaling.records import FILE as RECORD
-from megalit.scaling.records import read_record
+from megalit.scaling.records import precision_name, read_record
 from megalit.streams.held_out import shared_documents
 from megalit.streams.remote import is_remote, local_stores, one_spelling
 from megalit.streams.store import TokenStore
@@ -201,7 +202,7 @@ def _of_run(run: Path, checkpoint: Path) -> TrainedModel:
     config: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text())
     data = config["data"]["init_args"]
     plan = plan_of(state)
-    precision = str(config["trainer"].get("precision") or "32-true")
+    precision = precision_name(config["trainer"].get("precision"))
     return TrainedModel(
         folder=run,
         checkpoint=checkpoint.name,
@@ -232,7 +233,7 @@ def _exported(folder: Path) -> TrainedModel:
         )
     return TrainedModel(
         folder=folder,
-        checkpoint="model.safetensors",
+        checkpoint=_name_of_weights(folder),
         model=exported_model(folder),
         context_length=context_length,
         precision="32-true",
@@ -240,6 +241,13 @@ def _exported(folder: Path) -> TrainedModel:
         stores=None,
         separate=False,
     )
+
+
+def _name_of_weights(folder: Path) -> str:
+    """Tells weights from those that were in the folder before, where a name alone would not."""
+    files = sorted(folder.glob("*.safetensors"))
+    key = fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+    return f"model.safetensors ({key})"
 
 
 def _has_tokenizer(folder: Path) -> bool:

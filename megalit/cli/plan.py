@@ -18,6 +18,7 @@ from megalit.modeling.decoder import Decoder
 from megalit.modeling.memory import Step, step_memory
 from megalit.modeling.micro_batch import RESERVE, next_smaller
 from megalit.scaling.devices import device_memory, peak_flops
+from megalit.scaling.records import precision_name
 from megalit.streams import StreamDataModule
 from megalit.streams.assumed import AssumedData, assume_run
 from megalit.streams.plan import RunPlan
@@ -130,7 +131,7 @@ def _step(config: Any, model: Any, plan: RunPlan, devices: int, memory: float | 
         windows=windows,
         micro_batch=min(model.micro_batch, windows) if isinstance(model.micro_batch, int) else windows,
         context_length=plan.context_length,
-        precision=_precision(config.trainer.precision),
+        precision=precision_name(config.trainer.precision),
         device="cpu" if config.trainer.accelerator == "cpu" else "cuda",
         checkpointing=model.gradient_checkpointing,
     )
@@ -138,10 +139,6 @@ def _step(config: Any, model: Any, plan: RunPlan, devices: int, memory: float | 
         while step.micro_batch > 1 and step_memory(model, step).peak > (1 - RESERVE) * memory:
             step = replace(step, micro_batch=next_smaller(step.micro_batch, windows))
     return step
-
-
-def _precision(name: Any) -> str:
-    return {"None": "32-true", "32": "32-true", "bf16": "bf16-mixed"}.get(str(name), str(name))
 
 
 def _others(step: Step) -> list[Step]:

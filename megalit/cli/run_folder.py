@@ -16,7 +16,7 @@ from megalit.evaluation.results import FILE as EVALUATION
 from megalit.evaluation.results import file_of_checkpoint
 from megalit.files import lock, visible, write_atomic
 from megalit.scaling.records import FILE as RECORD
-from megalit.scaling.records import NO_RESULT, RunRecord, read_record
+from megalit.scaling.records import NO_RESULT, RunRecord, precision_name, read_record
 
 CONFIG = "config.yaml"
 LOSS_CURVE = "loss.png"
@@ -249,5 +249,7 @@ class Adoption(lightning.Callback):
 def first_difference(saved: Any, asked: Any, at: str = "") -> str | None:
     """The first setting in which two configurations, or their values at a key, are of different runs, with both."""
     for key, then, now in differences(saved, asked, at, _FREE):
+        if key == "trainer.precision" and precision_name(then) == precision_name(now):
+            continue  # earlier versions saved it as it was said
         return f"{key.replace('init_args.', '')} ({then!r}, not {now!r})"
     return None

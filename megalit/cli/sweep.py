@@ -21,6 +21,8 @@ from megalit.cli.run_folder import CONFIG, first_difference
 from megalit.cli.sweep_report import show
 from megalit.errors import UserError
 from megalit.scaling.ledger import at_key
+from megalit.streams.remote import is_remote
+from megalit.streams.store_set import open_stores
 from megalit.tuning.results import Unit
 from megalit.tuning.samplers import ConvexSampler, DrawnSampler, ExhaustiveSampler, GridSampler, ShuffledSampler
 from megalit.tuning.space import Point, Space, Value
@@ -163,7 +165,27 @@ def _base_settings(command: SweepCommand, space: Space) -> dict[str, Any]:
     base = parse_fit(ParsedFit, command.fit)
     if base.config.overwrite:
         raise UserError("fit.overwrite is not for sweeps, which go on with the trials that are there: leave it out")
+    _check_suite(command, base.config)
     return base.plain_config
+
+
+def _check_suite(command: SweepCommand, config: Any) -> None:
+    """Refuse a suite that no trial will have a loss on, as far as that is known before anything is trained or built."""
+    if config.trainer.limit_val_batches == 0:
+        raise UserError("fit sets trainer.limit_val_batches to 0, so no trial has a loss to compare: leave it out")
+    # A data module of the user's own may have others.
+    if command.suite != "iid" and config.data.class_path.startswith("megalit."):
+        raise UserError(f"suite is '{command.suite}', and `megalit fit` validates on iid alone: leave suite out")
+    stores = config.data.init_args.get("stores")
+    if stores is not None and not is_remote(stores) and any(Path(stores).glob("[!.]*/manifest.json")):
+        held_out = open_stores(Path(stores)).validation is not None
+    else:
+        held_out = config.prepare.folder is None or config.prepare.corpus.validation_fraction > 0
+    if not held_out:
+        raise UserError(
+            "the token stores hold no held-out documents, so no trial has a loss to compare: build them with a "
+            "corpus.validation_fraction"
+        )
 
 
 def _can_run(command: SweepCommand, keys: Sequence[str], point: Point) -> bool:

@@ -11,13 +11,14 @@ from megalit.tuning.certificate import Certificate, certify
 from megalit.tuning.pictures import FILE as PICTURE
 from megalit.tuning.pictures import draw_sweep
 from megalit.tuning.results import Results
+from megalit.tuning.space import Space
 
 
 def show(results: Results, folder: Path) -> Certificate:
     """Say what is known by now, and write certificate and picture into the sweep's folder."""
     certificate = certify(results)
     console.print(_table(results))
-    for line in _lines(certificate):
+    for line in _lines(certificate, results.space):
         console.print(line, soft_wrap=True)
     if results.claims:
         draw_sweep(results, folder / PICTURE)
@@ -49,7 +50,7 @@ def _table(results: Results) -> Table:
     return table
 
 
-def _lines(certificate: Certificate) -> list[str]:
+def _lines(certificate: Certificate, space: Space) -> list[str]:
     """The certificate in words."""
     trials = ", ".join(f"{count} {status}" for status, count in certificate.trials.items() if count) or "none"
     lines = [f"trials: {trials}" + (f"; the grid has {certificate.grid} points" if certificate.grid else "")]
@@ -62,7 +63,8 @@ def _lines(certificate: Certificate) -> list[str]:
         told = found.status if found.loss is None else f"{found.loss:.4f} (+{found.margin:.4f})"
         lines.append(f"  neighbour {found.axis} {found.value}: {told}")
     for axis, side in certificate.edges:
-        lines.append(f"  {axis} is at the {side} edge of its grid: nothing is known beyond it (--extend)")
+        hint = " (--extend)" if space.grown(space.keys.index(axis), side) is not None else ""
+        lines.append(f"  {axis} is at the {side} edge of its grid: nothing is known beyond it{hint}")
     if certificate.smallest_margin is not None:
         noise = "unknown (one seed)" if certificate.noise is None else f"{certificate.noise:.4f}"
         lines.append(f"  smallest margin {certificate.smallest_margin:.4f}; noise of the seeds {noise}")

@@ -146,7 +146,7 @@ class TrainingCLI(FitParser):
         plan = self.datamodule.plan
         self.model.check_plan(plan)
         trainer: Any = self.trainer
-        self.model.check_trainer(trainer, continues=checkpoint is not None)
+        self.model.check_trainer(trainer, continues=checkpoint is not None, steps=plan.steps)
         if checkpoint is None or not self.datamodule.ignore_plan:
             _check_validation(trainer, plan.steps)
         for callback in trainer.callbacks:

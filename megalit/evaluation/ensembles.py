@@ -106,7 +106,7 @@ def logit_curve(models: Sequence[Decoder], suite: Suite, batch: int = 8, precisi
                 of_targets_MN = mean_MNV.gather(2, targets_N.expand(len(models), -1)[..., None])[..., 0]
                 losses_MN = mean_MNV.logsumexp(-1) - of_targets_MN
                 check_finite(losses_MN, numbers)
-                total += losses_MN.sum(1).double().cpu()
+                total += losses_MN.sum(1).cpu().double()
     return [float(value) for value in total / suite.targets]
 
 

@@ -136,7 +136,7 @@ def member_logits(models: Sequence[Decoder], batch: Mapping[str, Tensor]) -> Ite
 
 
 def averaged(logits_MNV: Tensor, average: Average) -> Tensor:
-    """Log-probabilities of an ensemble, ``(N, V)``, from its members' logits.
+    """Log-probabilities of an ensemble, ``(N, V)`` float32, from its members' logits, under autocast, too.
 
     ``logits``: the mean of the members' raw logits, then softmax (arXiv 2509.14786); ``probabilities``: the mean of
     their distributions, which is the likelihood of the mixture.
@@ -146,6 +146,7 @@ def averaged(logits_MNV: Tensor, average: Average) -> Tensor:
         average: what is averaged.
     """
     if average == "logits":
+        # No product of matrices: autocast would round it to 16 bits.
         return logits_MNV.mean(0).log_softmax(-1)
     return logits_MNV.log_softmax(-1).logsumexp(0) - math.log(len(logits_MNV))
 

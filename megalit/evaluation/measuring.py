@@ -116,7 +116,8 @@ def measure(
             check_finite(losses, numbers)
             metric.update(losses, part["targets"])
             progress(numbers.stop, f"windows of {suite.context_length}")
-    nats, counts = (value.double().cpu() for value in metric.compute())
+    # First to the CPU: not every device has double precision.
+    nats, counts = (value.cpu().double() for value in metric.compute())
     total = float(nats.sum())
     return SuiteLoss(
         nats_per_token=total / int(counts.sum()),

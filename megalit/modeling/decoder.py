@@ -1,6 +1,7 @@
 """A decoder with its head as a LightningModule: building, counting, evaluating. Training is its subclass's."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import lightning
@@ -16,6 +17,7 @@ from megalit.modeling.metrics import mean_loss
 from megalit.modeling.out_of_memory import told_out_of_memory
 from megalit.modeling.shapes import Shape, shape_of
 from megalit.modeling.transformer import Regularization, Transformer
+from megalit.seeds import seed_or_global
 
 
 class TrainingPlan(Protocol):
@@ -104,14 +106,21 @@ class Decoder(lightning.LightningModule):
         if not self.cross_document_attention and self.bos is None:
             raise UserError("the token that a document begins with is not known: set model.bos")
         # Its own random state: what ran before does not change the initial weights.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed or 0)
+        with torch.random.fork_rng(devices=[]), self._where_it_trains():
+            torch.manual_seed(seed_or_global(self.seed))
             self.transformer = Transformer(self.shape, self.vocabulary_size, self.init_std, self.regularization)
             self.lm_head = Head(self.shape.hidden_size, self.vocabulary_size)
             if self.shape.tie_embeddings:
                 self.lm_head.weight = self.transformer.embed_tokens.weight
             else:
                 nn.init.normal_(self.lm_head.weight, std=self.init_std)
+
+    def _where_it_trains(self) -> AbstractContextManager[Any]:
+        """Where Lightning builds a model; a callback that averages weights has it built before, and numbers that are
+        drawn on a CPU are others than a GPU's."""
+        strategy = getattr(self._trainer, "strategy", None)
+        # A sharded model is built where its strategy says.
+        return nullcontext() if strategy is None or self.device_mesh is not None else torch.device(strategy.root_device)
 
     def check_plan(self, plan: TrainingPlan) -> None:
         """Refuse a data plan that this model cannot train on.

@@ -70,7 +70,7 @@ class Weighted:
 
     Attributes:
         weight: a scalar tensor, so that compiled code is not compiled anew when it changes.
-        total: the term's sum without the weight since it was last set to 0: a scalar.
+        total: the term's sum without the weight since it was last set to 0, as it is before each micro-batch.
     """
 
     def __init__(self, term: LossTerm, weight: float) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -148,6 +149,30 @@ def read_context_length(folder: Path) -> int | None:
     """Tokens in the longest window that the model in a folder is for, where it says so."""
     length: int | None = _config(folder).get("max_position_embeddings")
     return length
+
+
+def check_input(folder: Path, tokenizer: str, context_length: int) -> None:
+    """Refuse to start from a model of other tokens, where that is known, and warn where its windows were shorter.
+
+    Args:
+        folder: of the model.
+        tokenizer: fingerprint of that whose tokens it is to read.
+        context_length: tokens in the windows that it is to read.
+
+    Raises:
+        UserError: the model was trained on the tokens of another tokenizer.
+    """
+    if read_tokenizer(folder) not in (None, tokenizer):
+        raise UserError(
+            f"model.weights {folder} were trained on another tokenizer's tokens than those of the token stores: "
+            "tokenize the documents with the one in that folder, or start from other weights"
+        )
+    length = read_context_length(folder)
+    if length is not None and length < context_length:
+        rank_zero_warn(
+            f"model.weights {folder} are for windows of {length} tokens and data.context_length is {context_length}: "
+            "positions beyond are new to them"
+        )
 
 
 def load_weights(model: Any, folder: Path) -> None:

@@ -23,8 +23,10 @@ from megalit.modeling.nonfinite import culprits
 from megalit.modeling.optimizers import OptimizerSettings, Schedule, make_optimizer
 from megalit.modeling.out_of_memory import no_room, told_out_of_memory
 from megalit.modeling.shapes import Shape
-from megalit.modeling.trainer_checks import check_trainer
+from megalit.modeling.trainer_checks import check_settings, check_shapes, check_trainer
 from megalit.modeling.transformer import Regularization
+from megalit.modeling.weight_averages import follow_until_begun
+from megalit.seeds import seed_or_global
 
 _NO_ROOM_FOR_OPTIMIZER = no_room(
     "the optimizer, which keeps two numbers more for each weight",
@@ -119,7 +121,7 @@ class LanguageModel(Decoder):
         self.row_sources: list[Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = []
         if z_loss:
             self.terms.append(ZLoss(z_loss))
-        self._check_settings(z_loss)
+        check_settings(self, z_loss)
         # Plain types only: checkpoints are read with torch's weights_only.
         self.save_hyperparameters(
             {
@@ -139,22 +141,6 @@ class LanguageModel(Decoder):
                 "seed": seed,
             }
         )
-
-    def _check_settings(self, z_loss: float) -> None:
-        # NaN compares false with everything, and is refused, too.
-        if not self.learning_rate > 0:
-            raise UserError(f"model.learning_rate is {self.learning_rate}: choose a positive value")
-        for name, value in (
-            ("weight_decay", self.weight_decay),
-            ("final_weight_decay", self.final_weight_decay),
-            ("z_loss", z_loss),
-        ):
-            if not value >= 0:
-                raise UserError(f"model.{name} is {value}: choose 0 or more")
-        if self.gradient_clip is not None and not self.gradient_clip > 0:
-            raise UserError(f"model.gradient_clip is {self.gradient_clip}: choose a positive value, or null for none")
-        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
-            raise UserError(f"model.micro_batch is {self.micro_batch}: choose at least 1")
 
     # Building --------------------------------------------------------------------------------------
 
@@ -186,18 +172,21 @@ class LanguageModel(Decoder):
         # With noise, which windows share a pass is part of the result.
         self._found_micro_batch = checkpoint.get("micro_batch")
         found = checkpoint.get("state_dict")
-        if not found:  # a sharded one, which its strategy reads
-            return
-        for name, value in self.state_dict().items():
-            if name not in found or found[name].shape != value.shape:
-                there = tuple(found[name].shape) if name in found else "no such tensor"
-                raise UserError(
-                    f"the checkpoint is of another model: {name} has the shape {tuple(value.shape)} here and {there} "
-                    "there; set model.shape and model.vocabulary_size to those of the checkpoint"
-                )
+        if found:  # of a sharded one its strategy reads it
+            check_shapes(self.state_dict(), found)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["micro_batch"] = self._found_micro_batch
+
+    def check_plan(self, plan: TrainingPlan) -> None:
+        """Refuse a data plan that this model cannot train on.
+
+        Raises:
+            UserError: its vocabulary is larger than the model's, or its tokens are not those of the model's weights.
+        """
+        super().check_plan(plan)
+        if self.weights is not None:
+            hugging_face.check_input(Path(self.weights), plan.tokenizer, plan.context_length)
 
     @property
     def _plan(self) -> TrainingPlan:
@@ -211,7 +200,7 @@ class LanguageModel(Decoder):
             raise UserError("model.optimizer is muon and the model is sharded: Muon needs whole matrices, use DDP")
         return make_optimizer(self, self.optimizer_settings, self.learning_rate, self.weight_decay)
 
-    def check_trainer(self, trainer: Any, continues: bool = False) -> None:
+    def check_trainer(self, trainer: Any, continues: bool = False, steps: int | None = None) -> None:
         """Refuse a trainer under which this model would train wrongly.
 
         Raises:
@@ -219,35 +208,43 @@ class LanguageModel(Decoder):
         """
         self._continues = continues
         self.check_device(trainer.strategy.root_device, str(trainer.precision))
-        check_trainer(trainer, continues)
+        check_trainer(trainer, continues, steps)
 
     # Training --------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
         trainer: Any = self.trainer
         # Of a sharded run Lightning reads the checkpoint later, and names it then.
-        self.check_trainer(trainer, continues=self._continues or trainer.ckpt_path is not None)
+        steps = self._data_plan.steps if self._data_plan is not None else None
+        self.check_trainer(trainer, self._continues or trainer.ckpt_path is not None, steps)
         if self.micro_batch == "auto":
             # Without noise it changes no result, and this may be another GPU.
             kept = self._found_micro_batch if self.regularization.is_on else None
             self.micro_batch = self._found_micro_batch = kept or find_micro_batch(self, self._plan)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """One optimizer step on this rank's share of a global batch."""
+        """One optimizer step on this rank's share of a global batch.
+
+        Returns:
+            ``loss``, which is minimized, and ``cross_entropy``, the data's loss in it without a weight, both over the
+            targets of the global batch, in nats.
+        """
         if self.regularization.is_on:
             # Noise depends on the step alone, so that a resumed run draws what it would have drawn uninterrupted.
-            torch.manual_seed(hash((self.seed or 0, batch_idx, self.global_rank)))
+            torch.manual_seed(hash((seed_or_global(self.seed), batch_idx, self.global_rank)))
         optimizer: Any = self.optimizers()
         valid = self._over_ranks((batch["targets"] != IGNORED).sum().float())
         sums = torch.zeros(len(self.terms), dtype=torch.float32, device=self.device)
+        plain = torch.zeros_like(sums)  # terms with a weight of their own, without it
         with told_out_of_memory(lambda: self.out_of_memory(batch)):
             for micro_batch, is_last in self.micro_batches(batch):
                 with nullcontext() if is_last else self._without_gradient_sync():
-                    of_terms = self.term_sums(micro_batch) / valid
+                    of_terms, plainly = (part / valid for part in self._sums_and_plain(micro_batch))
                     # Strategies average gradients over ranks; the loss is a sum over them.
                     self.manual_backward(of_terms.sum() * self.trainer.world_size)
                 sums += of_terms.detach()
-        sums = self._over_ranks(sums)
+                plain += plainly
+        sums, plain = self._over_ranks(torch.stack([sums, plain]))
         with told_out_of_memory(lambda: self.out_of_memory(batch)):
             norm = sharding.clip_gradients(self, self.gradient_clip)
         if not torch.isfinite(sums.sum() + norm):
@@ -257,11 +254,12 @@ class LanguageModel(Decoder):
         with told_out_of_memory(_NO_ROOM_FOR_OPTIMIZER):
             optimizer.step()
         optimizer.zero_grad()
+        follow_until_begun(self.trainer, self)
         every = int(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
         if every and (batch_idx + 1) % every == 0:
             rates = {"train/gradient_norm": norm, "train/learning_rate": self._rate}
-            self.log_dict({"train/loss": sums.sum(), **self._by_term(sums), **rates})
-        return {"loss": sums.sum()}
+            self.log_dict({"train/loss": sums.sum(), **self._by_term(plain), **rates})
+        return {"loss": sums.sum(), "cross_entropy": plain[0]}
 
     def term_sums(self, batch: dict[str, Tensor]) -> Tensor:
         """Sum of each loss term over the valid targets of a micro-batch, ``(terms,)``."""
@@ -271,12 +269,19 @@ class LanguageModel(Decoder):
         sums: Tensor = self.lm_head(hidden, rows, self.terms)
         return sums
 
-    def _by_term(self, sums: Tensor) -> dict[str, Tensor]:
+    def _sums_and_plain(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """:meth:`term_sums`, and the same where terms with a weight of their own are without it."""
+        for term in self.terms:
+            if isinstance(term, Weighted):
+                term.total = torch.zeros((), device=self.device)
+        sums = self.term_sums(batch)
+        parts = zip(self.terms, sums.detach(), strict=True)
+        return sums, torch.stack([term.total if isinstance(term, Weighted) else value for term, value in parts])
+
+    def _by_term(self, plain: Tensor) -> dict[str, Tensor]:
         if len(self.terms) == 1:
             return {}
-        # Terms with a weight of their own log what they are without it.
-        parts = zip(self.terms, sums, strict=True)
-        return {f"train/{term.name}": value for term, value in parts if not isinstance(term, Weighted)}
+        return {f"train/{term.name}": value for term, value in zip(self.terms, plain, strict=True)}
 
     def _set_rates(self, optimizer: Any, step: int) -> None:
         # The plan's steps, or, where a run goes on with other data, those done and those left.

@@ -35,6 +35,15 @@ NO_RESULT = frozenset(
 )
 
 
+# Spellings of one precision that Lightning takes, besides the one that it uses itself.
+_PRECISIONS = {"None": "32-true", "32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+
+
+def precision_name(name: object) -> str:
+    """The name that Lightning itself uses for a ``trainer.precision``, which can be said in several ways."""
+    return _PRECISIONS.get(str(name), str(name))
+
+
 @dataclass
 class CurvePoint:
     """Losses after ``step`` optimizer steps and ``tokens`` tokens, in nats per token."""

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 
 from megalit.errors import UserError
+from megalit.seeds import seed_or_global
 from megalit.streams.agreement import refuse_other_plans
 from megalit.streams.inspection import window_of_sample
 from megalit.streams.loading import (
@@ -133,7 +134,7 @@ class StreamDataModule(lightning.LightningDataModule):
             real_epochs=self.real_epochs,
             total_tokens=self.total_tokens,
             epoch_order=self.epoch_order,
-            seed=self.seed or 0,
+            seed=seed_or_global(self.seed),
             real_fraction=self.real_fraction,
             separate_validation=self.separate_validation,
             document_order=self.document_order,

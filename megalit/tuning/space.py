@@ -90,19 +90,22 @@ class Axis:
 
         The step is geometric where the last two are more alike on a logarithmic scale than on a linear one, and
         arithmetic otherwise; a geometric step repeats the last two, so that 1, 3, 10 is followed by 30. A grid
-        of whole numbers stays one, one of positive numbers stays positive.
+        of whole numbers stays one, one of positive numbers stays positive: where an arithmetic step would leave
+        them, the last one is repeated as a geometric one, so that 1.6, 0.8, 0.4, 0.1 is followed by 0.025.
         """
         if not self.is_numeric or len(self.values) < 2:
             return None
         # Outwards: the last of the three is the end of the grid.
         inner = self._numbers[:3][::-1] if side == "low" else self._numbers[-3:]
         grown = _next(inner)
+        if grown <= 0 < self._numbers[0]:
+            grown = _next(inner[-2:])
         if self._is_integer:
             if not float(grown).is_integer():
                 return None
             grown = int(grown)
         lowest = 0.0 if self._numbers[0] >= 0 else -math.inf
-        if grown < lowest or (grown == 0 and self._numbers[0] > 0):
+        if grown < lowest:
             return None
         if (self.low is not None and grown < self.low) or (self.high is not None and grown > self.high):
             return None

@@ -71,3 +71,7 @@ def test_what_follows_a_switch_and_is_no_value_is_left_for_the_parser() -> None:
     assert with_switches(["--status", "page", "--other"], ["--status"]) == ["--status=true", "page", "--other"]
     with pytest.raises(UserError, match="page"):
         parse("generate", GenerateCommand, ["--status", "page"])
+
+
+def test_a_verb_may_be_given_nothing() -> None:
+    assert with_switches([], ["--status"]) == []

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from forks import fork
+from made_runs import make_run
 from running import Run, start, wait_for_checkpoint
 
 from megalit.cli import ensemble
+from megalit.cli.ensemble import _are_alike, _law
 from megalit.evaluation.checkpoints import load_model, newest_checkpoint
 from megalit.preemption import STOP
 from megalit.scaling.records import read_record
+from megalit.scaling.report.setting import NOT_ALIKE
 
 
 @pytest.fixture
@@ -63,6 +66,20 @@ def test_members_are_trained_once_and_their_averages_measured(
     assert found["alone"][0] == pytest.approx(alone[0] + 1, rel=1e-5)
     assert len(found["averages"]["probabilities"]) == 3
     assert found["laws"]["probabilities"]["coefficients"].keys() == {"A", "B", "C"}
+
+
+def test_the_law_of_members_that_are_not_alike_says_so(tmp_path: Path) -> None:
+    """Its limit is the loss of an infinite ensemble only where each member is drawn as the others are."""
+    seeds = [make_run(tmp_path / f"member-{seed}", seed=seed) for seed in range(3)]
+    other = make_run(tmp_path / "other", weight_decay=0.1)
+    assert _are_alike(seeds)
+    assert not _are_alike([*seeds, other])
+    assert not _are_alike(seeds[:1] * 3)  # snapshots of one run
+    assert _are_alike([*seeds, tmp_path / "exported"])  # nothing is known
+    curve = [3.4, 3.3, 3.27]
+    alike, others = _law(curve, True), _law(curve, False)
+    assert alike is not None
+    assert others == alike | {"remarks": [*alike["remarks"], NOT_ALIKE]}
 
 
 def test_a_chain_distils_each_member_from_the_one_before(

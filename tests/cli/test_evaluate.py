@@ -10,14 +10,16 @@ import pytest
 import torch
 from data_sets import DataSet, make_rows
 from running import Run
+from safetensors.torch import load_file, save_file
 
-from megalit.cli import models
-from megalit.cli.evaluate import _processes
+from megalit.cli import evaluate, models
+from megalit.cli.evaluate import EvaluateCommand, _processes
 from megalit.cli.models import open_model
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.errors import UserError
 from megalit.evaluation.checkpoints import newest_checkpoint
+from megalit.evaluation.results import read_evaluation
 from megalit.streams.building import build_stores
 
 
@@ -107,7 +109,26 @@ def test_processes_wait_for_the_one_that_runs_benchmarks(monkeypatch: pytest.Mon
         assert given["timeout"] >= timedelta(days=7)
 
 
-def test_exported_models_seeds_and_ensembles(run: Run, small: Path, trained: Path, data_set: DataSet) -> None:
+def test_processes_take_the_same_for_measured(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of results may show late on another node; one that measures alone waits for the others for ever."""
+    assert run("evaluate", "--run", "run") == 0
+    kept = read_evaluation(trained / "evaluation.json")
+    (trained / "evaluation.json").unlink()
+
+    def broadcast(held: list[Any]) -> None:
+        assert held[0].suites == {}
+        held[0] = kept
+
+    monkeypatch.setattr(evaluate, "ranks", lambda: (1, 2))
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(evaluate, "measure", None)
+    found, _ = evaluate._evaluate(EvaluateCommand(run=["run"]), [open_model(Path("run"))], torch.device("cpu"))
+    assert found.suites == kept.suites
+
+
+def test_exported_models_seeds_and_ensembles(
+    run: Run, small: Path, trained: Path, data_set: DataSet, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("fit", "--config", small, "--run", "other", "--seed_everything", "5") == 0
     assert run("evaluate", "--run", "run", "other", "--output", "seeds.json") == 0
     both = read(Path("seeds.json"))
@@ -119,6 +140,15 @@ def test_exported_models_seeds_and_ensembles(run: Run, small: Path, trained: Pat
     assert run("evaluate", "--run", "hf", "--suites", json.dumps({"iid": str(data_set.folder)})) == 0
     exported = read(Path("hf/evaluation.json"))["suites"]["iid"]
     assert exported["nats_per_token"] == pytest.approx(losses[0], abs=1e-5)
+    # Other weights under the same name are another model.
+    capsys.readouterr()
+    for changed in (False, True):
+        if changed:
+            weights = load_file("hf/model.safetensors")
+            save_file({name: value * 0.5 for name, value in weights.items()}, "hf/model.safetensors", {"format": "pt"})
+        assert run("evaluate", "--run", "hf", "--suites", json.dumps({"iid": str(data_set.folder)})) == 0
+        assert ("measured before" in capsys.readouterr().err) != changed
+        assert (read(Path("hf/evaluation.json"))["suites"]["iid"] == exported) != changed
     shutil.copytree("run", "twin")
     for average in ("probabilities", "logits"):
         assert run("evaluate", "--run", "run", "--run", "twin", "--ensemble", average, "--output", "same.json") == 0

@@ -14,8 +14,11 @@ from data_sets import DataSet, make_rows, write_jsonl
 from running import Run, losses, start_interpreter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megalit.cli.fit_config import fit_config
+from megalit.cli.models import open_model
 from megalit.evaluation.checkpoints import load_model
 from megalit.scaling.records import read_record
+from megalit.scaling.report.setting import key_of
 
 
 def test_a_run_leaves_everything_in_its_folder(run: Run, small: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
@@ -183,6 +186,27 @@ def test_a_run_without_a_validation_loss_says_so(
     shutil.rmtree(tmp_path / "stores" / "validation")
     assert run("fit", "--config", small, "--data.stores", "stores") == 0
     assert "the stores hold no validation documents: no validation loss is measured" in capsys.readouterr().err
+
+
+def test_a_precision_has_one_name_however_it_is_said(
+    run: Run, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for said, name in (("null", "32-true"), ("32", "32-true"), ("32-true", "32-true"), ("bf16", "bf16-mixed")):
+        assert fit_config([f"--config={small}", f"--trainer.precision={said}"])["trainer"]["precision"] == name
+    assert run("fit", "--config", small) == 0
+    saved = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(saved.read_text())
+    # A run of an earlier version goes on, and is one setting with what was said otherwise.
+    config["trainer"]["precision"] = None
+    saved.write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    assert run("fit", "--config", small, "--trainer.precision", "32") == 0
+    assert "is finished" in capsys.readouterr().err
+    assert open_model(tmp_path / "run").precision == "32-true"
+    assert run("fit", "--config", small, "--trainer.precision", "bf16") == 2
+    assert "trainer.precision ('32-true', not 'bf16-mixed')" in capsys.readouterr().err
+    record = read_record(tmp_path / "run")
+    assert key_of(record) == key_of(replace(record, config=config))
 
 
 def test_a_loss_that_is_no_number_is_said_of_a_finished_run(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from data_sets import DataSet
 from forks import Fork, fork
 from optuna.samplers import TPESampler
 from running import Run, start
@@ -89,8 +91,35 @@ def test_a_sweep_ends_with_a_certificate(run: Run, small: Path, tmp_path: Path, 
     assert (tmp_path / "sweep" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert run("sweep", "--config", sweep_config) == 0
     assert (tmp_path / "sweep" / "study.journal").read_text().count('"op_code":4') == before
-    assert run("sweep", "--config", sweep_config, "--suite", "other") == 2
-    assert "another suite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("of_sweep", "of_fit", "said"),
+    [
+        ({"suite": "long"}, [], "suite is 'long', and `megalit fit` validates on iid alone"),
+        ({}, ["--trainer.limit_val_batches=0"], "fit sets trainer.limit_val_batches to 0, so no trial has a loss"),
+        ({}, ["--data.stores=without"], "the token stores hold no held-out documents"),
+        (
+            {},
+            ["--data.stores=null", "--prepare.folder=later", "--prepare.corpus.validation_fraction=0"],
+            "the token stores hold no held-out documents",
+        ),
+    ],
+)
+def test_a_suite_that_no_trial_will_have_is_refused_before_the_first_one(
+    run: Run,
+    small: Path,
+    data_set: DataSet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    of_sweep: dict[str, Any],
+    of_fit: list[str],
+    said: str,
+) -> None:
+    shutil.copytree(data_set.folder, tmp_path / "without", ignore=shutil.ignore_patterns("validation"))
+    assert run("sweep", "--config", config(tmp_path, small, fit=[f"--config={small}", *of_fit], **of_sweep)) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from data_sets import DataSet
 from torch import Tensor
 
 from megalit.errors import UserError
-from megalit.evaluation.losses import averaged, batches, inference, member_logits, token_losses
+from megalit.evaluation.ensembles import logit_curve, probability_curve
+from megalit.evaluation.losses import averaged, batches, ensemble_losses, inference, member_logits, token_losses
 from megalit.modeling import head
 from megalit.modeling.language_model import LanguageModel
 from megalit.modeling.shapes import Shape
@@ -104,6 +105,30 @@ def test_members_are_averaged_as_written_down(data_set: DataSet, average: Any, m
             mixed = 0.5 * one.softmax(-1) + 0.5 * other.softmax(-1)
         expected.append(-mixed.log()[torch.arange(len(window) - 1), window[1:]])
     torch.testing.assert_close(torch.cat(found), torch.cat(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+def test_members_are_averaged_in_float32_whatever_they_are_computed_in(
+    data_set: DataSet, average: Any, precision: str
+) -> None:
+    models = [build(seed) for seed in range(3)]
+    windows = suite(data_set)
+    total = 0.0
+    with inference(models, precision):
+        for _, batch in batches(windows, 4, torch.device("cpu")):
+            for logits, targets in member_logits(models, batch):
+                mixed = averaged(logits, average)
+                assert mixed.dtype == torch.float32
+                total -= float(mixed.gather(1, targets[:, None]).double().sum())
+            losses = ensemble_losses(models, batch, average)
+            assert losses.dtype == torch.float32
+    # The other ways to the same numbers make no average of matrices.
+    if average == "logits":
+        expected = logit_curve(models, windows, precision=precision)[-1]
+    else:
+        expected = probability_curve([token_losses(model, windows, precision=precision) for model in models])[-1]
+    assert total / windows.targets == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_ensemble_of_equals_is_its_member(data_set: DataSet) -> None:

@@ -67,6 +67,30 @@ def test_ensembles_get_the_asymptote_of_their_law(tmp_path: Path) -> None:
     assert float(rows["probabilities"]["asymptote"]) == pytest.approx(3.2, abs=1e-3)
     # 0.006 (1 - 1 / K) was added to what falls as 0.2 / K.
     assert float(rows["logits"]["asymptote"]) == pytest.approx(3.206, abs=1e-3)
+    assert "not alike" not in page.text
+
+
+def test_an_ensemble_is_named_by_all_its_members(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    kinds = [("simple", 4, 1.0), ("stitched", 4, 1.0), ("stitched", 8, 0.5)]
+    members = [make_run(runs / f"m{k}", *kind[:2], real_fraction=kind[2]) for k, kind in enumerate(kinds)]
+    make_ensemble(runs / "mixed", members, [3.4, 3.3, 3.27])
+    page = report(tmp_path)
+    for row in page.numbers("Loss against ensemble members: iid"):
+        assert row["ensemble"].startswith("simple and stitched, ")
+    assert "the members of mixed differ in real tokens: it is shown beside" in page.text
+    assert "simple and stitched, logits: its members are not alike, so this is no loss of an infinite" in page.text
+
+
+def test_snapshots_of_one_run_are_no_infinite_ensemble(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs" / "a")
+    snapshots = [run / "checkpoints" / f"step-{k}.ckpt" for k in range(3)]
+    make_ensemble(tmp_path / "runs" / "snapshots", snapshots, [3.4, 3.3, 3.27])
+    page = report(tmp_path)
+    assert all(
+        row["ensemble"].startswith("stitched, G = 4") for row in page.numbers("Loss against ensemble members: iid")
+    )
+    assert "its members are not alike" in page.text
 
 
 def test_three_members_have_an_asymptote_without_an_interval(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_losses_that_were_measured_on_something_else_are_named(
     assert problem.startswith(f"the losses of {odd} were measured with other {what} than those of d and 2 more, ")
 
 
-@pytest.mark.parametrize("batches", [0, 1.0])  # measured at the end only, and all of them
+@pytest.mark.parametrize("batches", [0, 1.0])  # none of them, and all
 def test_a_limit_that_leaves_nothing_out_is_none(tmp_path: Path, batches: float) -> None:
     for name, (stream, fraction) in RUNS.items():
         make_changed(tmp_path / name, stream, fraction, limited(batches) if name == "b" else {})

@@ -46,6 +46,8 @@ def test_what_is_no_space_is_refused(space: dict[str, Any], said: str) -> None:
         ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2], "low", 3e-5),
         ([0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4], "high", 12.8),
         ([0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4], "low", None),
+        ([0.1, 0.4, 0.8, 1.6], "low", 0.025),  # an arithmetic step would leave the positive numbers
+        ([0.1, 0.2, 0.3], "low", 0.05),
         ([1, 2, 4, 8, 16, 32, 64], "high", 128),
         ([1, 2, 4, 8, 16, 32, 64], "low", None),
         ([2, 4, 8], "low", 1),

@@ -21,7 +21,7 @@ from megalit.scaling.report.drawing import (
 )
 from megalit.scaling.report.published import Beside
 from megalit.scaling.report.reading import Ensemble
-from megalit.scaling.report.setting import Setting
+from megalit.scaling.report.setting import NOT_ALIKE, Setting, are_alike
 from megalit.scaling.report.study import Study
 
 _AVERAGES = {"probabilities": ("o", "-"), "logits": ("s", "--")}
@@ -36,6 +36,7 @@ class _Curve:
     average: str
     colour: Any
     losses: tuple[float, ...]
+    is_alike: bool
 
 
 def against_members(study: Study, suite: str) -> Picture | Missing:
@@ -58,6 +59,8 @@ def against_members(study: Study, suite: str) -> Picture | Missing:
             fit = _fit(curve.losses)
             ends.append(_draw(panel, curve, fit, members * 1.15, infinity))
             said = [fit] if isinstance(fit, str) else fit.remarks
+            if not isinstance(fit, str) and not curve.is_alike:
+                said = [*said, NOT_ALIKE]
             remarks += [f"{curve.label}: {remark}" for remark in said]
             losses = ", ".join(f"{loss:.3f}" for loss in curve.losses)
             rows.append((str(family), curve.label, curve.average, losses, *_asymptote(fit)))
@@ -86,7 +89,13 @@ def against_members(study: Study, suite: str) -> Picture | Missing:
 def _curves(found: list[tuple[Setting, Ensemble]], suite: str) -> list[_Curve]:
     generations = sorted({setting.generations for setting, _ in found if setting.generations})
     return [
-        _Curve(_label(setting, ensemble, average, found), average, shade_of(setting, generations), suites[suite])
+        _Curve(
+            _label(setting, ensemble, average, found),
+            average,
+            shade_of(setting, generations),
+            suites[suite],
+            are_alike([(member.folder, member.record) for member in ensemble.members]),
+        )
         for setting, ensemble in found
         for average, suites in ensemble.losses.items()
         if suites.get(suite)

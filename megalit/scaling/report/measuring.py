@@ -41,7 +41,7 @@ def _measurement(record: RunRecord, curves: bool) -> dict[str, Any]:
     settings = record.plan.get("settings", {})
     stores = settings.get("stores") or [{}]
     limit = record.config.get("trainer", {}).get("limit_val_batches")
-    # None and 1.0 are all batches, 1 is one. At 0 only the end is measured, and that whole.
+    # None and 1.0 are all batches, 1 is one. At 0 nothing is measured, so that no loss is of a part.
     whole = limit in (None, 0) or (isinstance(limit, float) and limit == 1) or (record.measured_whole and not curves)
     return {
         "held-out documents": record.held_out or (stores[0].get("validation") if len(stores) == 1 else _UNKNOWN),

@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from megalit.scaling.ledger import count_generations
-from megalit.scaling.records import NO_RESULT, RunRecord
+from megalit.scaling.records import NO_RESULT, RunRecord, precision_name
 from megalit.scaling.report.reading import Run
 
 # Keys of a configuration in which two runs of one setting may differ: seeds, places, and what changes no result.
@@ -26,6 +27,8 @@ _FREE = NO_RESULT | {
 _TRAINER = {"precision", "callbacks"}
 
 REAL_ONLY = "real only"
+# What is said of the limit of an ensemble's law where members are not alike.
+NOT_ALIKE = "its members are not alike, so this is no loss of an infinite ensemble"
 # What everyone has who did not choose one.
 _OPTIMIZER = "adamw"
 
@@ -95,7 +98,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in nothing but their seeds."""
+    """Runs that differ in nothing but their seeds, or the members of an ensemble, which may differ in more."""
 
     runs: tuple[Run, ...]
 
@@ -110,12 +113,15 @@ class Setting:
     @cached_property
     def stream(self) -> str:
         """What is trained on beside the real stream, as in the paper: ``real only``, ``simple``, ``stitched`` …"""
-        return stream_label(self.record)
+        # Members of an ensemble may differ.
+        return " and ".join(dict.fromkeys(stream_label(run.record) for run in self.runs))
 
     @cached_property
     def generations(self) -> int | None:
-        """Generations of each document: 0 for real documents alone, None where the plan does not count them."""
-        return count_generations(self.record)
+        """Generations of each document: 0 for real documents alone, None where the plan does not count them, or where
+        members of an ensemble differ."""
+        counts = {count_generations(run.record) for run in self.runs}
+        return counts.pop() if len(counts) == 1 else None
 
     @property
     def name(self) -> str:
@@ -229,11 +235,27 @@ def settings_of(record: RunRecord) -> dict[str, Any]:
     for trainer in [key for key in flat if key.startswith("trainer.")]:
         if trainer.split(".")[1] not in _TRAINER:
             del flat[trainer]
+    flat["trainer.precision"] = precision_name(flat.get("trainer.precision"))
     stores = record.plan.get("settings", {}).get("stores")
     if stores and all(stream["kind"] == "Real" for stream in _streams(record)):
         # Plans of before name what lies beside the documents, too.
         stores = [{name: known[name] for name in ("real", "validation") if name in known} for known in stores]
     return flat | ({"stores": json.dumps(stores)} if stores else {})
+
+
+def are_alike(members: Sequence[tuple[Path, RunRecord]]) -> bool:
+    """Whether members of an ensemble, by the folders of their runs, are runs of one setting, each another one.
+
+    Only then is the limit of their law the loss of an infinite ensemble: snapshots of one run, or members that learn
+    from those before them, are drawn each from a distribution of its own.
+    """
+    is_once_each = len({folder.resolve() for folder, _ in members}) == len(members)
+    return is_once_each and len({key_of(record) for _, record in members}) == 1
+
+
+def key_of(record: RunRecord) -> str:
+    """The same for all runs of one setting."""
+    return json.dumps(settings_of(record), sort_keys=True, default=str)
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,15 +2,26 @@
 context and optimizer can be held against each other."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megalit.scaling.published import PublishedCurve
 from megalit.scaling.records import RunRecord
 from megalit.scaling.report.measuring import measured_differently
 from megalit.scaling.report.reading import Ensemble, Findings, Run
-from megalit.scaling.report.setting import KINDS, REAL_ONLY, Family, Loss, Setting, loss_of
+from megalit.scaling.report.setting import (
+    KINDS,
+    REAL_ONLY,
+    Family,
+    Loss,
+    Setting,
+    differing_in,
+    family_of,
+    key_of,
+    loss_of,
+)
 
 # Of an evaluation's conditions: which points of the curves there are, and the arithmetic.
 _NO_MATTER = {"lengths", "bucket", "precision"}
@@ -84,20 +95,38 @@ def make_study(findings: Findings) -> tuple[Study, list[str]]:
         suites |= dict.fromkeys(found)
         if not found:
             problems.append(f"{run.name} has no finite loss: it diverged, or had no validation documents")
-        groups.setdefault(_key(run), []).append(run)
+        groups.setdefault(key_of(run.record), []).append(run)
     settings = sorted((Setting(tuple(runs)) for runs in groups.values()), key=order_of)
     problems += _measured_differently(settings)
     of_run = {run.folder: setting for setting in settings for run in setting.runs}
-    ensembles = [
-        (of_run.get(ensemble.members[0].folder, Setting((ensemble.members[0],))), ensemble)
-        for ensemble in findings.ensembles
-    ]
+    ensembles = [(_setting_of(ensemble, of_run), ensemble) for ensemble in findings.ensembles]
+    problems += _mixed_families(findings.ensembles)
     for _, ensemble in ensembles:
         suites |= {suite: None for average in ensemble.losses.values() for suite in average}
     for run in findings.unfinished:
         points = run.record.validation_curve
         suites |= {suite: None for point in points for suite in point.losses if not suite.startswith("ensemble/")}
     return Study(tuple(settings), tuple(ensembles), findings.unfinished, tuple(suites)), problems
+
+
+def _setting_of(ensemble: Ensemble, of_run: Mapping[Path, Setting]) -> Setting:
+    """The setting that all members are runs of; where they differ, one of their own."""
+    of_members = [of_run.get(member.folder) for member in ensemble.members]
+    first = of_members[0]
+    is_one = first is not None and all(setting is first for setting in of_members)
+    return first if first is not None and is_one else Setting(ensemble.members)
+
+
+def _mixed_families(ensembles: Sequence[Ensemble]) -> Iterator[str]:
+    """Ensembles whose members differ in what is compared in one panel."""
+    for ensemble in ensembles:
+        first, *others = (family_of(member.record) for member in ensemble.members)
+        names = dict.fromkeys(name for other in others for name in differing_in(first, other))
+        if names:
+            yield (
+                f"the members of {ensemble.name} differ in {' and '.join(names)}: it is shown beside what its first "
+                "member can be compared with"
+            )
 
 
 def _measured_differently(settings: Sequence[Setting]) -> Iterator[str]:
@@ -127,7 +156,3 @@ def order_of(setting: Setting) -> tuple[Any, ...]:
     labels = list(KINDS.values())
     kind = next((number for number, label in enumerate(labels) if setting.stream.startswith(label)), len(labels))
     return (setting.family, kind, setting.stream, setting.generations or 0, setting.real_epochs or 0.0)
-
-
-def _key(run: Run) -> str:
-    return json.dumps(Setting((run,)).settings, sort_keys=True, default=str)
