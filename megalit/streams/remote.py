@@ -30,7 +30,12 @@ def is_remote(location: str) -> bool:
 
 def one_spelling(location: str) -> str:
     """A location as all that name it would: ``stores/``, its absolute path and a link to it are one folder."""
-    return location.rstrip("/") if is_remote(location) else os.path.realpath(location)
+    if is_remote(location):
+        return location.rstrip("/")
+    folder = os.path.realpath(location)
+    # What is said of it is shorter where it lies in the working folder, as users name it, too.
+    near = os.path.relpath(folder)
+    return folder if near.startswith("..") else near
 
 
 def cache_folder() -> Path:
