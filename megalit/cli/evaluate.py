@@ -168,6 +168,8 @@ def _evaluate(
         if earlier.checkpoint == evaluation.checkpoint:
             evaluation = earlier
             evaluation.model = title
+        else:
+            console.print(f"{kept} has results of other weights ({earlier.checkpoint}), which are replaced")
     evaluation = _of_first_process(evaluation)
     with told_out_of_memory(no_room(title, "choose another device, such as cpu, or fewer members")):
         for member in members:

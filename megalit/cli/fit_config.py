@@ -16,6 +16,8 @@ from megalit.errors import UserError
 from megalit.modeling.language_model import LanguageModel
 from megalit.scaling.records import precision_name
 from megalit.streams import StreamDataModule
+from megalit.streams.remote import is_remote
+from megalit.streams.store import exists
 
 # One Lightning epoch is the whole run, and one batch one optimizer step; the length comes from the data
 # plan. Settings that would contradict it are refused.
@@ -127,8 +129,14 @@ class FitParser(LightningCLI):
         if config.prepare.folder is None:
             return
         settings = PrepareSettings(**vars(config.prepare))
-        if not begun or not is_prepared(settings):
+        if not begun or not self._has_stores(settings):
             prepare(settings)
+
+    def _has_stores(self, settings: PrepareSettings) -> bool:
+        stores = self.datamodule.stores
+        if is_remote(stores) or Path(stores) != settings.stores:
+            return is_remote(stores) or exists(Path(stores) / "real")  # nothing that is prepared would be read
+        return is_prepared(settings)
 
 
 class WithoutTrainer(FitParser):

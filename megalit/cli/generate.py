@@ -26,6 +26,7 @@ from megalit.synthesis.engines import Engine
 from megalit.synthesis.finished import check_documents, check_not_fewer
 from megalit.synthesis.generating import Generator
 from megalit.synthesis.items import Recipe, TokenCounter
+from megalit.synthesis.recipes import TokenNoise
 from megalit.synthesis.report import make_report, plot_report, report_lines
 from megalit.synthesis.requests import Sampling
 from megalit.synthesis.status import StatusFile
@@ -127,6 +128,8 @@ def _work(command: GenerateCommand) -> Work:
         raise UserError("generations and attempts are not both at least 1: mend them")
     if command.total_tokens is not None and (not samples or command.total_tokens < 1):
         raise UserError("total_tokens bounds samples without a document and is positive: leave it out, or mend it")
+    if isinstance(command.recipe, TokenNoise) and command.recipe.count != TokenNoise.count:
+        raise UserError("recipe.count is how many a preparation makes: say it with `generations`")
     command.recipe.check()
     command.sampling.check()
     command.cleaning.check()

@@ -24,13 +24,13 @@ from megalit.evaluation.checkpoints import (
     read_checkpoint,
 )
 from megalit.evaluation.losses import check_vocabularies
-from megalit.files import fingerprint
+from megalit.files import file_digest, fingerprint
 from megalit.modeling.hugging_face import read_context_length
 from megalit.modeling.language_model import LanguageModel
 from megalit.scaling.records import FILE as RECORD
 from megalit.scaling.records import precision_name, read_record
 from megalit.streams.held_out import shared_documents
-from megalit.streams.remote import is_remote, local_stores, one_spelling
+from megalit.streams.remote import local_stores, one_spelling, stores_at_hand
 from megalit.streams.store import TokenStore
 from megalit.streams.store_set import open_stores
 
@@ -52,11 +52,9 @@ class TrainingDocuments:
     def among(self, suite: TokenStore) -> int:
         """How many of the documents of a suite the model was trained on, as far as the stores are still there."""
         found = set()
-        for number, location in enumerate(self.folders):
-            if number and is_remote(location):
-                continue  # the run's own stores are staged already, and to fetch others may take longer than measuring
+        for location in self.folders:
+            folder = stores_at_hand(location)  # to fetch others may take longer than measuring
             with suppress(UserError):  # gone, or there in part: nothing can be said
-                folder = local_stores(location)
                 if suite.manifest.kind == "validation" and suite.folder.resolve().parent == folder.resolve():
                     continue  # held out from these
                 real = open_stores(folder).real
@@ -113,7 +111,8 @@ def training_documents(path: Path) -> TrainingDocuments:
     if not (run / RECORD).exists():
         return TrainingDocuments()
     record = read_record(run)
-    return _documents(record.config["data"]["init_args"], record.plan)
+    # A run that was trained in Python has no configuration.
+    return _documents(record.config.get("data", {}).get("init_args", {}), record.plan)
 
 
 def check_members(members: Sequence[TrainedModel]) -> None:
@@ -246,7 +245,7 @@ def _exported(folder: Path) -> TrainedModel:
 def _name_of_weights(folder: Path) -> str:
     """Tells weights from those that were in the folder before, where a name alone would not."""
     files = sorted(folder.glob("*.safetensors"))
-    key = fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+    key = fingerprint([[file.name, file_digest(file)] for file in files])
     return f"model.safetensors ({key})"
 
 

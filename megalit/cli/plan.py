@@ -107,6 +107,7 @@ def _data(data: StreamDataModule, config: Any) -> tuple[RunPlan, DataSizes]:
 def _on_meta(model: Any, plan: RunPlan) -> Any:
     """The model with its parameters but without their memory."""
     model.check_plan(plan)
+    model.check_weights(plan)
     model.vocabulary_size = model.vocabulary_size or plan.vocabulary_size
     model.bos = plan.bos if model.bos is None else model.bos
     with torch.device("meta"):

@@ -18,7 +18,7 @@ from megalit.corpus.tokenizers import Tokenizer, train_bpe
 from megalit.differences import differences
 from megalit.errors import UserError
 from megalit.files import lock, new_folder, read_json, write_json
-from megalit.synthesis.recipes.token_noise import CountedNoise, generate_token_noise
+from megalit.synthesis.recipes.token_noise import TokenNoise, generate_token_noise
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class PrepareSettings:
 
     folder: str | None = None
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
-    token_noise: CountedNoise | None = None
+    token_noise: TokenNoise | None = None
     generations: list[str] = field(default_factory=list)
     tokenizer: TokenizerSettings = field(default_factory=TokenizerSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
@@ -137,7 +137,7 @@ def _lost_with_duplicates(manifest: dict[str, Any]) -> str:
     return f" with {' and '.join(lost)} (to keep them, put all that belongs to a document into the lists of one row)"
 
 
-def _ensure_token_noise(recipe: CountedNoise, corpus: Corpus, folder: Path) -> None:
+def _ensure_token_noise(recipe: TokenNoise, corpus: Corpus, folder: Path) -> None:
     with _locked(folder):
         if (folder / "manifest.json").exists():
             _same_settings(folder, read_json(folder / "manifest.json")["settings"], asdict(recipe))

@@ -120,7 +120,7 @@ class RunFolder:
             raise UserError(f"{saved} is not the configuration of a run that `megalit fit` saved: choose another --run")
         return held
 
-    def _difference(self, held: dict[str, Any], config: dict[str, Any]) -> str | None:
+    def difference(self, held: dict[str, Any], config: dict[str, Any]) -> str | None:
         """The first setting that makes the configuration that is held another run's."""
         if self.newest_checkpoint is not None:
             # It knows what was read, and refuses other data wherever that lies.
@@ -131,7 +131,7 @@ class RunFolder:
         if config["data"]["init_args"]["ignore_plan"]:
             # The user asks to go on with other data.
             held = {**held, "data": config["data"], "prepare": config["prepare"]}
-        difference = self._difference(held, config)
+        difference = self.difference(held, config)
         if difference:
             raise UserError(f"{self.path} holds a run with another {difference}: choose another --run, or {instead}")
 
@@ -216,7 +216,7 @@ class RunFolder:
 
     def is_of(self, config: dict[str, Any]) -> bool:
         """Whether the run that is here has this configuration."""
-        return (self.path / CONFIG).exists() and self._difference(self._held(), config) is None
+        return (self.path / CONFIG).exists() and first_difference(self._held(), config) is None
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -17,7 +17,7 @@ from optuna.samplers import BaseSampler
 from megalit.cli.commands import parse
 from megalit.cli.console import console
 from megalit.cli.fit_config import ParsedFit, WithoutTrainer, fit_config, parse_fit
-from megalit.cli.run_folder import CONFIG, first_difference
+from megalit.cli.run_folder import CONFIG, RunFolder
 from megalit.cli.sweep_report import show
 from megalit.errors import UserError
 from megalit.scaling.ledger import at_key
@@ -173,14 +173,16 @@ def _check_suite(command: SweepCommand, config: Any) -> None:
     """Refuse a suite that no trial will have a loss on, as far as that is known before anything is trained or built."""
     if config.trainer.limit_val_batches == 0:
         raise UserError("fit sets trainer.limit_val_batches to 0, so no trial has a loss to compare: leave it out")
-    # A data module of the user's own may have others.
-    if command.suite != "iid" and config.data.class_path.startswith("megalit."):
+    if not config.data.class_path.startswith("megalit."):
+        return  # a data module of the user's own may have others
+    if command.suite != "iid":
         raise UserError(f"suite is '{command.suite}', and `megalit fit` validates on iid alone: leave suite out")
     stores = config.data.init_args.get("stores")
-    if stores is not None and not is_remote(stores) and any(Path(stores).glob("[!.]*/manifest.json")):
-        held_out = open_stores(Path(stores)).validation is not None
+    if config.prepare.folder is not None:
+        # Another worker's first trial may be building the stores.
+        held_out = config.prepare.corpus.validation_fraction > 0
     else:
-        held_out = config.prepare.folder is None or config.prepare.corpus.validation_fraction > 0
+        held_out = stores is None or is_remote(stores) or open_stores(Path(stores)).validation is not None
     if not held_out:
         raise UserError(
             "the token stores hold no held-out documents, so no trial has a loss to compare: build them with a "
@@ -209,7 +211,7 @@ def _check_trials(study: SharedStudy, fit: Sequence[str], base_seed: int | None)
             seen.add(unit.seed)
             held = yaml.safe_load((run / CONFIG).read_text())
             asked = fit_config([*fit, *trial_flags(unit, results.space, run, base_seed)])
-            difference = first_difference(held, asked)
+            difference = RunFolder(run).difference(held, asked)
             if difference and difference.startswith(("model.seed", "data.seed")):
                 raise UserError(
                     f"{study.folder} holds trials that an earlier version gave the base's own seeds ({difference}), so "

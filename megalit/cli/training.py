@@ -145,6 +145,7 @@ class TrainingCLI(FitParser):
         self.prepare_data(config, begun=checkpoint is not None and not self.datamodule.ignore_plan)
         plan = self.datamodule.plan
         self.model.check_plan(plan)
+        self.model.check_weights(plan, continues=checkpoint is not None)
         trainer: Any = self.trainer
         self.model.check_trainer(trainer, continues=checkpoint is not None, steps=plan.steps)
         if checkpoint is None or not self.datamodule.ignore_plan:
@@ -153,7 +154,7 @@ class TrainingCLI(FitParser):
             if isinstance(callback, Checked):
                 callback.check(self.model, plan)
             if isinstance(callback, ReadsModels):
-                self._check_unseen(callback.earlier_models)
+                self._check_unseen(callback.earlier_models, continues=checkpoint is not None)
         if overwrite and self.trainer.is_global_zero:
             # Not before the new run is known to be possible.
             run.replace(self.plain_config)
@@ -195,11 +196,16 @@ class TrainingCLI(FitParser):
             console.print(result_table(finished))
             console.print(f"checkpoint, configuration, record and loss curve are in {run.path}")
 
-    def _check_unseen(self, models: Sequence[str]) -> None:
+    def _check_unseen(self, models: Sequence[str], continues: bool) -> None:
         """Refuse models that were trained on what this run holds out: what they teach, or add, would be measured."""
         held_out = self.datamodule.mixture.stores.validation
         for name in models if held_out is not None else ():
-            check_unseen("iid", held_out, Path(name), training_documents(Path(name)))
+            try:
+                check_unseen("iid", held_out, Path(name), training_documents(Path(name)))
+            except UserError as error:
+                if not continues:
+                    raise
+                console.print(f"{error}; the run goes on as it was begun")
 
     def validate(self, **_: Any) -> None:
         self._measure_run()

@@ -13,6 +13,7 @@ from torch import Tensor
 from megalit.errors import UserError
 from megalit.files import new_folder, read_json, write_json
 from megalit.modeling.shapes import Shape
+from megalit.modeling.trainer_checks import refuse_to_begin
 
 # Qwen3 is Llama with normalized queries and keys.
 _ARCHITECTURES = {False: ("LlamaForCausalLM", "llama"), True: ("Qwen3ForCausalLM", "qwen3")}
@@ -151,21 +152,24 @@ def read_context_length(folder: Path) -> int | None:
     return length
 
 
-def check_input(folder: Path, tokenizer: str, context_length: int) -> None:
+def check_input(folder: Path, tokenizer: str | None, context_length: int, continues: bool = False) -> None:
     """Refuse to start from a model of other tokens, where that is known, and warn where its windows were shorter.
 
     Args:
         folder: of the model.
-        tokenizer: fingerprint of that whose tokens it is to read.
+        tokenizer: fingerprint of that whose tokens it is to read, or None where that is not known.
         context_length: tokens in the windows that it is to read.
+        continues: a run that was begun with it is to go on, and is warned only.
 
     Raises:
         UserError: the model was trained on the tokens of another tokenizer.
     """
-    if read_tokenizer(folder) not in (None, tokenizer):
-        raise UserError(
-            f"model.weights {folder} were trained on another tokenizer's tokens than those of the token stores: "
-            "tokenize the documents with the one in that folder, or start from other weights"
+    known = read_tokenizer(folder)
+    if None not in (known, tokenizer) and known != tokenizer:
+        refuse_to_begin(
+            f"model.weights {folder} were trained on another tokenizer's tokens than those of the token stores",
+            "tokenize the documents with the one in that folder, or start from other weights",
+            continues,
         )
     length = read_context_length(folder)
     if length is not None and length < context_length:

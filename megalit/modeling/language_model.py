@@ -178,15 +178,14 @@ class LanguageModel(Decoder):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["micro_batch"] = self._found_micro_batch
 
-    def check_plan(self, plan: TrainingPlan) -> None:
-        """Refuse a data plan that this model cannot train on.
+    def check_weights(self, plan: TrainingPlan, continues: bool = False) -> None:
+        """Refuse to begin with weights of other tokens than the plan's; a run that was begun so goes on, and says so.
 
         Raises:
-            UserError: its vocabulary is larger than the model's, or its tokens are not those of the model's weights.
+            UserError: see :func:`megalit.modeling.hugging_face.check_input`.
         """
-        super().check_plan(plan)
         if self.weights is not None:
-            hugging_face.check_input(Path(self.weights), plan.tokenizer, plan.context_length)
+            hugging_face.check_input(Path(self.weights), plan.tokenizer, plan.context_length, continues)
 
     @property
     def _plan(self) -> TrainingPlan:
@@ -216,7 +215,10 @@ class LanguageModel(Decoder):
         trainer: Any = self.trainer
         # Of a sharded run Lightning reads the checkpoint later, and names it then.
         steps = self._data_plan.steps if self._data_plan is not None else None
-        self.check_trainer(trainer, self._continues or trainer.ckpt_path is not None, steps)
+        continues = self._continues or trainer.ckpt_path is not None
+        self.check_trainer(trainer, continues, steps)
+        if self._data_plan is not None:
+            self.check_weights(self._data_plan, continues)
         if self.micro_batch == "auto":
             # Without noise it changes no result, and this may be another GPU.
             kept = self._found_micro_batch if self.regularization.is_on else None

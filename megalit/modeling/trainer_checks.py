@@ -68,7 +68,7 @@ def check_trainer(trainer: Any, continues: bool, steps: int | None = None) -> No
     if trainer.precision == "bf16-true":
         # Weights of 8 bits of mantissa change by 0.4% or not at all; a step's decay is learning rate times decay.
         what = "trainer.precision is bf16-true, in which weight decay and small steps are rounded away"
-        _refuse(what, "use bf16-mixed", continues)
+        refuse_to_begin(what, "use bf16-mixed", continues)
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
         kind = type(trainer.strategy).__name__
         raise UserError(f"trainer.strategy is {kind}: use ddp, or ModelParallelStrategy to shard the model")
@@ -85,12 +85,17 @@ def check_trainer(trainer: Any, continues: bool, steps: int | None = None) -> No
     if any(isinstance(part, StochasticWeightAveraging) for part in trainer.callbacks):
         # It copies the model before the model has weights.
         what = "trainer.callbacks has StochasticWeightAveraging, which averages nothing here"
-        _refuse(what, "use EMAWeightAveraging, or a WeightAveraging of your own", continues)
+        refuse_to_begin(what, "use EMAWeightAveraging, or a WeightAveraging of your own", continues)
     if steps is not None and not continues:
         check_begins(trainer, steps)
 
 
-def _refuse(what: str, remedy: str, continues: bool) -> None:
+def refuse_to_begin(what: str, remedy: str, continues: bool) -> None:
+    """Refuse what earlier versions let be begun: a run that was may be finished as what it is, and that is said.
+
+    Raises:
+        UserError: none was begun.
+    """
     if not continues:
         raise UserError(f"{what}: {remedy}")
     rank_zero_warn(f"{what}; the run goes on as it was begun, and for another one: {remedy}")

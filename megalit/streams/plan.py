@@ -64,10 +64,9 @@ class RunPlan:
     settings: dict[str, Any]
 
     @property
-    def tokenizer(self) -> str:
-        """Fingerprint of the tokenizer that made the stores."""
-        fingerprint: str = self.settings["tokenizer"]
-        return fingerprint
+    def tokenizer(self) -> str | None:
+        """Fingerprint of the tokenizer that made the stores; None for stores that are assumed."""
+        return self.settings.get("tokenizer")
 
     @property
     def tokens(self) -> int:

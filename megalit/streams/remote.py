@@ -46,6 +46,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "megalit"
 
 
+def stores_at_hand(location: str) -> Path:
+    """The folder of a data set's stores, or where they are staged, if they are."""
+    if not is_remote(location):
+        return Path(location)
+    url = one_spelling(location)
+    return cache_folder() / "stores" / f"{PurePosixPath(url).name}-{digest(url.encode())}"
+
+
 def local_stores(location: str) -> Path:
     """The folder of a data set's stores; one that is remote is staged first, by one process of a node.
 
@@ -55,10 +63,10 @@ def local_stores(location: str) -> Path:
     Raises:
         UserError: the URL cannot be read, or holds no finished store, or what came does not match its manifest.
     """
+    folder = stores_at_hand(location)
     if not is_remote(location):
-        return Path(location)
+        return folder
     url = one_spelling(location)
-    folder = cache_folder() / "stores" / f"{PurePosixPath(url).name}-{digest(url.encode())}"
     try:
         remote = _open(url)
         parts = _list(remote, url)

@@ -77,7 +77,10 @@ def set_of(name: str) -> tuple[str, int]:
     Sets may be named by models, which have dots in their names.
     """
     segment = re.fullmatch(r"(.+)\.(\d{3,})", name)
-    return (segment[1], int(segment[2])) if segment else (name, 1)
+    # As segments are named; two stores in one place would stand in the order of the file system.
+    if segment and int(segment[2]) > 1 and segment[2] == f"{int(segment[2]):03}":
+        return segment[1], int(segment[2])
+    return name, 1
 
 
 def names_of_sets(stores: Iterable[TokenStore]) -> tuple[str, ...]:

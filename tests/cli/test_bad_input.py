@@ -240,7 +240,8 @@ def made(run: Run, tmp_path: Path) -> Path:
 
 def test_the_number_of_noisy_generations_is_the_verbs_own(refused: Refused) -> None:
     """A recipe's count would be left out without a word."""
-    assert "count" in refused("generate", "--recipe", "TokenNoise", "--recipe.count", "7", "--engine", "Scripted")
+    noise = ["--recipe", "TokenNoise", "--recipe.count", "7", "--engine", "Scripted"]
+    assert "recipe.count is how many a preparation makes" in refused("generate", *noise)
 
 
 @pytest.mark.parametrize("name", ["absent/tokenizer", "./absent"])

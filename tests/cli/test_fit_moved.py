@@ -82,7 +82,24 @@ def test_a_run_that_has_begun_prepares_nothing_anew(
     assert read_record(tmp_path / "run").status == "finished"
     assert run("validate", "--config", from_noise) == 0
     assert not (tmp_path / "data" / "corpus").exists()
+    # Nor where the stores lie in another place by then.
+    (tmp_path / "data" / "stores").rename(tmp_path / "moved")
+    assert run("fit", "--config", from_noise, "--data.stores", "moved") == 0
+    assert run("validate", "--config", from_noise, "--data.stores", "moved") == 0
+    (tmp_path / "moved").rename(tmp_path / "data" / "stores")
     # A new run cannot do without them.
     capsys.readouterr()
     assert run("fit", "--config", from_noise, "--run", "new") == 2
     assert "documents.jsonl" in capsys.readouterr().err
+
+
+def test_a_configuration_of_before_goes_on(run: Run, from_noise: Path, tmp_path: Path) -> None:
+    """A saved configuration names the classes of its settings, which keep their names."""
+    fit_and_stop(run, "--config", from_noise)
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    noise = {"count": 3, "deletion": 0.1, "substitution": 0.1, "seed": 0}
+    assert saved["prepare"]["token_noise"] == {
+        "class_path": "megalit.synthesis.recipes.TokenNoise",
+        "init_args": noise,
+    }
+    assert run("fit", "--config", tmp_path / "run" / "config.yaml") == 0

@@ -1,11 +1,14 @@
 """A run folder that holds another run, or something else: what is refused, and what ``--overwrite`` replaces."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning
 import pytest
-from running import Run, losses
+import yaml
+from data_sets import DataSet
+from running import Run, fit_and_stop, losses
 
 from megalit.callbacks import Checkpoint
 from megalit.cli.run_folder import RunFolder
@@ -183,3 +186,17 @@ def test_a_run_that_is_killed_while_it_is_replaced_is_replaced_by_the_next_start
     capsys.readouterr()
     assert run(*flags) == 0
     assert "continuing" not in capsys.readouterr().err
+
+
+def test_a_run_on_other_data_replaces_one_that_was_stopped(
+    run: Run, small: Path, data_set: DataSet, tmp_path: Path
+) -> None:
+    """Moved data go on; but who overwrites with the other folder's data asks for another run."""
+    shutil.copytree(data_set.folder, tmp_path / "first")
+    shutil.copytree(data_set.folder, tmp_path / "second")
+    fit_and_stop(run, "--config", small, "--data.stores", "first", "--overwrite", "true")
+    fit_and_stop(run, "--config", small, "--data.stores", "second", "--overwrite", "true")
+    assert losses(tmp_path / "run")[-1][0] == 12, "begun again, not continued"
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["init_args"]["stores"] == "second"
+    assert run("fit", "--config", small, "--data.stores", "second", "--overwrite", "true") == 0
+    assert losses(tmp_path / "run")[-1][0] == 40

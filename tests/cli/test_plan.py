@@ -127,6 +127,16 @@ def test_gpus_divide_what_can_be_divided(plan: Any, run: Run, small: Path, capsy
     assert "does not divide among 3 devices" in capsys.readouterr().err
 
 
+def test_weights_are_planned_with_sizes_that_are_assumed(
+    run: Run, plan: Any, small: Path, data_set: DataSet, tmp_path: Path
+) -> None:
+    """Nothing is known of the tokenizer of stores that are not there."""
+    assert run("fit", "--config", small) == 0
+    assert run("export", "--run", "run", "--output", "hf") == 0
+    flags = ["--data.stores", "nowhere", "--model.weights", "hf", "--model.shape", "null", *sizes(data_set)]
+    assert plan("--config", small, *flags)["data"] == "assumed"
+
+
 def test_the_micro_batch_is_one_that_training_would_take(
     plan: Any, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from optuna.samplers import TPESampler
 from running import Run, start
 
 from megalit.cli import sweep
-from megalit.cli.fit_config import fit_config
+from megalit.cli.fit_config import ParsedFit, fit_config, parse_fit
 from megalit.evaluation.checkpoints import newest_checkpoint
 from megalit.scaling.records import read_record
 from megalit.tuning import trials
@@ -120,6 +120,16 @@ def test_a_suite_that_no_trial_will_have_is_refused_before_the_first_one(
     assert run("sweep", "--config", config(tmp_path, small, fit=[f"--config={small}", *of_fit], **of_sweep)) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_suite_that_may_come_is_not_refused(small: Path, data_set: DataSet, tmp_path: Path) -> None:
+    """While another worker's trial builds the stores; and a data module of the user's own may have others."""
+    shutil.copytree(data_set.stores.real.folder, tmp_path / "data" / "stores" / "real")
+    prepared = [f"--prepare.folder={tmp_path / 'data'}", "--prepare.corpus.validation_fraction=0.2"]
+    built = parse_fit(ParsedFit, [f"--config={small}", "--data.stores=null", *prepared]).config
+    own = SimpleNamespace(trainer=built.trainer, data=SimpleNamespace(class_path="mine.Module", init_args={}))
+    for suite, asked in (("iid", built), ("own", own)):
+        sweep._check_suite(sweep.SweepCommand(suite=suite), asked)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_transformers_gives_the_same_logits_and_the_way_back_too(name: str, tmp_
 
 
 def test_weights_of_other_tokens_are_refused_and_those_of_shorter_windows_told(tmp_path: Path) -> None:
-    def plan(tokenizer: str, context_length: int) -> Any:
+    def plan(tokenizer: str | None, context_length: int) -> Any:
         return SimpleNamespace(vocabulary_size=101, tokenizer=tokenizer, context_length=context_length)
 
     model = build(SHAPES["llama"])
@@ -66,12 +66,15 @@ def test_weights_of_other_tokens_are_refused_and_those_of_shorter_windows_told(t
     known, unknown = (LanguageModel(weights=str(tmp_path / name)) for name in ("hf", "unknown"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        known.check_plan(plan("ours", 64))
-        unknown.check_plan(plan("theirs", 64))
+        known.check_weights(plan("ours", 64))
+        known.check_weights(plan(None, 64))
+        unknown.check_weights(plan("theirs", 64))
     with pytest.raises(UserError, match="hf were trained on another tokenizer's tokens than those of the token stores"):
-        known.check_plan(plan("theirs", 64))
+        known.check_weights(plan("theirs", 64))
+    with pytest.warns(UserWarning, match="the run goes on as it was begun"):
+        known.check_weights(plan("theirs", 64), continues=True)
     with pytest.warns(UserWarning, match="hf are for windows of 64 tokens and data.context_length is 65"):
-        known.check_plan(plan("ours", 65))
+        known.check_weights(plan("ours", 65))
 
 
 def test_a_larger_vocabulary_keeps_the_rows_that_are_known(tmp_path: Path) -> None:

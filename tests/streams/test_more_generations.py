@@ -23,7 +23,7 @@ from megalit.streams.named import MixedStream
 from megalit.streams.sources import GenerationSet, _new_rows
 from megalit.streams.store import ITEMS
 from megalit.synthesis.compaction import ORIGIN
-from megalit.synthesis.recipes.token_noise import CountedNoise, generate_token_noise
+from megalit.synthesis.recipes.token_noise import TokenNoise, generate_token_noise
 
 SMALL: dict[str, Any] = {"context_length": 32, "global_batch": 4, "total_tokens": 32 * 4 * 10}
 
@@ -42,7 +42,7 @@ def add_generations(
     seed: int = 0,
 ) -> None:
     made = folder.parent / name
-    generate_token_noise(CountedNoise(count=2, seed=seed), data_set.corpus, made)
+    generate_token_noise(TokenNoise(count=2, seed=seed), data_set.corpus, made)
     source = replace(GenerationSet.read(made), kind=kind)
     (added,) = build_stores(data_set.corpus, [source], data_set.tokenizer, folder)
     assert added.kind == kind

@@ -161,6 +161,7 @@ def test_a_version_changes_with_everything_that_is_asked(tmp_path: Path) -> None
     before = Rephrase((str(own),)).version
     own.write_text("{# version: 7 #}\nSay it once more: {{ text }}")
     assert Rephrase((str(own),)).version != before
+    assert TokenNoise(count=9).version == TokenNoise().version
 
 
 @pytest.mark.parametrize(

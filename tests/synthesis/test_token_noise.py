@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megalit.corpus.build import CorpusSettings, build_corpus
 from megalit.corpus.tables import TRAIN, VALIDATION, Corpus
 from megalit.errors import UserError
-from megalit.synthesis.recipes.token_noise import CountedNoise, TokenNoise, generate_token_noise
+from megalit.synthesis.recipes.token_noise import TokenNoise, generate_token_noise
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
@@ -52,13 +52,13 @@ def test_siblings_documents_and_seeds_differ() -> None:
 @pytest.mark.parametrize("settings", [{"deletion": 1.0}, {"substitution": -0.1}, {"count": 0}])
 def test_settings_that_cannot_work(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(settings))):
-        CountedNoise(**settings).check()  # type: ignore[arg-type]
+        TokenNoise(**settings).check()  # type: ignore[arg-type]
 
 
 def test_every_training_document_and_no_other_gets_its_generations(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "d.jsonl", make_rows(30))
     corpus = build_corpus(CorpusSettings([str(path)], 0.3), tmp_path / "corpus")
-    assert generate_token_noise(CountedNoise(count=3), corpus, tmp_path / "noise") > 0
+    assert generate_token_noise(TokenNoise(count=3), corpus, tmp_path / "noise") > 0
     rows = [row for batch in Corpus.batches(tmp_path / "noise" / "generations.parquet", TRAIN) for row in batch]
     documents = {row["id"]: row["content_hash"] for row in corpus.rows("documents", TRAIN)}
     assert [(row["document_id"], row["generation"]) for row in rows] == [(d, n) for d in documents for n in range(3)]

@@ -27,11 +27,13 @@ class TokenNoise(Recipe):
     """Noise in the place of a model: the recipe asks for no completion.
 
     Attributes:
+        count: generations per training document that a preparation makes; `megalit generate` has `generations`.
         deletion: chance that a word is dropped.
         substitution: chance that a word that stays is replaced by another word of the document.
         seed: the same seed gives the same generations.
     """
 
+    count: int = 4
     deletion: float = 0.1
     substitution: float = 0.1
     seed: int = 0
@@ -69,30 +71,11 @@ class TokenNoise(Recipe):
         """Refuse settings that cannot work.
 
         Raises:
-            UserError: a rate outside [0, 1).
+            UserError: a rate outside [0, 1), or fewer than one generation.
         """
         for name in ("deletion", "substitution"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"token_noise {name} is {getattr(self, name)}: choose a value in [0, 1)")
-
-
-@dataclass(frozen=True)
-class CountedNoise(TokenNoise):
-    """Noise that is made without ``megalit generate``, which would say how many generations there are to be.
-
-    Attributes:
-        count: generations per training document.
-    """
-
-    count: int = 4
-
-    def check(self) -> None:
-        """Refuse settings that cannot work.
-
-        Raises:
-            UserError: a rate outside [0, 1), or fewer than one generation.
-        """
-        super().check()
         if self.count < 1:
             raise UserError(f"token_noise count is {self.count}: ask for at least one generation")
 
@@ -103,7 +86,7 @@ def _swap(word: str, other: str) -> str:
 
 
 def generate_token_noise(
-    recipe: CountedNoise, corpus: Corpus, output: Path, progress: Callable[[int], None] = lambda generations: None
+    recipe: TokenNoise, corpus: Corpus, output: Path, progress: Callable[[int], None] = lambda generations: None
 ) -> int:
     """Write ``recipe.count`` generations of every training document to the folder ``output``.
 
