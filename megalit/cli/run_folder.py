@@ -249,7 +249,9 @@ class Adoption(lightning.Callback):
 def first_difference(saved: Any, asked: Any, at: str = "") -> str | None:
     """The first setting in which two configurations, or their values at a key, are of different runs, with both."""
     for key, then, now in differences(saved, asked, at, _FREE):
-        if key == "trainer.precision" and precision_name(then) == precision_name(now):
-            continue  # earlier versions saved it as it was said
+        if key == "trainer.precision":  # earlier versions saved it as it was said
+            then, now = precision_name(then), precision_name(now)
+            if then == now:
+                continue
         return f"{key.replace('init_args.', '')} ({then!r}, not {now!r})"
     return None

@@ -182,7 +182,8 @@ def _check_suite(command: SweepCommand, config: Any) -> None:
         # Another worker's first trial may be building the stores.
         held_out = config.prepare.corpus.validation_fraction > 0
     else:
-        held_out = stores is None or is_remote(stores) or open_stores(Path(stores)).validation is not None
+        is_there = stores is not None and not is_remote(stores) and any(Path(stores).glob("[!.]*/manifest.json"))
+        held_out = not is_there or open_stores(Path(stores)).validation is not None
     if not held_out:
         raise UserError(
             "the token stores hold no held-out documents, so no trial has a loss to compare: build them with a "

@@ -104,8 +104,7 @@ class Axis:
             if not float(grown).is_integer():
                 return None
             grown = int(grown)
-        lowest = 0.0 if self._numbers[0] >= 0 else -math.inf
-        if grown < lowest:
+        if (grown <= 0 < self._numbers[0]) or (grown < 0 <= self._numbers[0]):
             return None
         if (self.low is not None and grown < self.low) or (self.high is not None and grown > self.high):
             return None
