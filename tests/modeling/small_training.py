@@ -29,7 +29,7 @@ def train(
     data = StitchedStream(
         stores=str(data_set.folder), context_length=32, global_batch=4, generations=2, total_tokens=STEPS * 4 * 32
     )
-    model = LanguageModel(seed=1, **{"shape": "nano", "learning_rate": 0.01, **settings})
+    model = LanguageModel(**{"shape": "nano", "seed": 1, "learning_rate": 0.01, **settings})
     trainer = lightning.Trainer(
         max_epochs=1,
         accelerator=accelerator,
